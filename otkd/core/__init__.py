@@ -1,0 +1,1 @@
+"""Words that every layer shares: trials, records, names, errors, plug-in loading. Imports pydantic only."""

@@ -1,0 +1,70 @@
+"""Facts about networks and data sets that planning needs before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from otkd.core.errors import Problem, did_you_mean
+
+Layer = int | str
+"""A tap: its index (0 is the stem, 1 the first stage), its name, `embedding` or `logits`."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """One network as planning sees it; a test holds every card against the network itself."""
+
+    params: int
+    """Parameters with 100 classes and 3 input channels."""
+    taps: tuple[str, ...]
+    """Names of the feature maps in order, stem first."""
+    channels: tuple[int, ...]
+    """Channels of each tap."""
+    embedding: int
+    """Width of the pooled vector before the classifier."""
+
+    def layers(self) -> tuple[str, ...]:
+        """Every name that a `layer:` setting may take for this network."""
+        return (*self.taps, "embedding", "logits")
+
+    def check_layer(self, layer: Layer) -> Iterator[Problem]:
+        """Yield a problem unless this network has `layer`."""
+        known = layer < len(self.taps) and layer >= 0 if isinstance(layer, int) else layer in self.layers()
+        if not known:
+            taps = ", ".join(f"{i} ({name})" for i, name in enumerate(self.taps))
+            yield Problem(
+                "layer",
+                f"there is no layer {layer!r} in this network; it has {taps}, embedding, logits."
+                f"{did_you_mean(layer, self.layers())}",
+            )
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Batch augmentation: zero-pad by `pad` pixels, crop back at random, flip left-right."""
+
+    pad: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """One data set as planning sees it."""
+
+    classes: int
+    channels: int
+    side: int
+    """Height and width in pixels."""
+    train: int
+    """Training images."""
+    test: int
+    """Test images."""
+    mean: tuple[float, ...]
+    """Per-channel mean of pixels scaled to 0..1, subtracted before training."""
+    std: tuple[float, ...]
+    """Per-channel standard deviation, divided by after the mean is subtracted."""
+    augment: Augment
+    """What training batches undergo unless the sweep says otherwise."""
+    about: str
+    """One line for `otkd list data`."""

@@ -1,0 +1,52 @@
+"""Base classes of everything that a sweep file can set: strict, frozen, self-describing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+
+from otkd.core.cards import ModelCard
+from otkd.core.errors import Problem
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys and silent conversions.
+
+    The string under a field is its help text (`otkd list`, the JSON schema).
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
+
+
+class PluginConfig(StrictModel):
+    """What every nested plug-in (a transport solver, say) is chosen by."""
+
+    name: str
+    """The plug-in's file name without `.py`."""
+
+
+class TermConfig(StrictModel):
+    """What every term of an objective has."""
+
+    weight: NonNegativeFloat = 1.0
+    """Factor of this term in the weighted sum."""
+
+    def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
+        """Say what of this term is impossible for this pair. Paths are relative to the term.
+
+        The default checks a `layer` field, where the term has one, against both networks.
+        """
+        layer: Any = getattr(self, "layer", None)
+        if layer is not None:
+            for card in (student, teacher):
+                if card is not None:
+                    yield from card.check_layer(layer)

@@ -1,0 +1,51 @@
+"""Names of metrics and tags: written by the engine and the tracker, read by the report.
+
+Per epoch: `train/…` averages over the epoch's batches, `val/…` is measured on held-out images after it.
+Per trial: `test/last/…` with the last weights, `test/best/…` with the weights that were best on validation.
+"""
+
+from __future__ import annotations
+
+# per epoch
+TRAIN_LOSS, TRAIN_TOP1, TRAIN_TOP5 = "train/loss", "train/top1", "train/top5"
+VAL_LOSS, VAL_TOP1, VAL_TOP5, VAL_AGREEMENT = "val/loss", "val/top1", "val/top5", "val/agreement"
+LR = "lr"
+EPOCH_S = "time/epoch_s"
+"""Training seconds of one epoch as if the trial had trained alone: its own steps and the whole of what it shares."""
+OWN_S, TEACHER_S, DATA_S, EVAL_S = "time/own_s", "time/teacher_s", "time/data_s", "time/eval_s"
+IMAGES_PER_S = "time/images_per_s"
+PEAK_MIB = "memory/peak_mib"
+"""Peak memory of the process (CPU) or of the device's allocator, in MiB; a cohort shares it."""
+
+
+def term(name: str, part: str) -> str:
+    """A term's metric: part is `raw` (the value), `weighted`, or a diagnostic of the term's own."""
+    return f"train/{name}/{part}"
+
+
+# per trial
+TEST_TOP1, TEST_TOP5, TEST_LOSS, TEST_AGREEMENT = "top1", "top5", "loss", "agreement"
+
+
+def test(weights: str, figure: str) -> str:
+    """`test("last", "top1")`: a figure on the test set, with the `last` weights or those `best` on validation."""
+    return f"test/{weights}/{figure}"
+
+
+BEST_EPOCH, BEST_VAL_TOP1 = "val/best/epoch", "val/best/top1"
+PARAMS, MADDS, BYTES, LATENCY_MS = "model/params", "model/madds", "model/bytes", "model/latency_ms"
+WALL_S = "time/wall_s"
+TEACHER = "teacher/"
+"""Prefix of the teacher's figures in a student's record, e.g. `teacher/test/last/top1`, `teacher/model/params`."""
+
+# MLflow tags
+TAG_KIND = "otkd.kind"
+"""`sweep` for a parent run, `teacher` or `student` for a trial."""
+TAG_KEY, TAG_COHORT, TAG_STATUS, TAG_REASON = "otkd.key", "otkd.cohort", "otkd.status", "otkd.reason"
+TAG_SWEEP, TAG_SWEEP_KEY, TAG_PROFILE = "otkd.sweep", "otkd.sweep_key", "otkd.profile"
+TAG_PAIR, TAG_METHOD, TAG_SEED, TAG_DATA = "otkd.pair", "otkd.method", "otkd.seed", "otkd.data"
+TAG_PROVENANCE = "otkd.provenance."
+"""Prefix: `otkd.provenance.commit`, `.dirty`, `.device`, `.host`, `.torch`, …"""
+
+# artifacts of a sweep's parent run
+PLAN_ARTIFACT, YAML_ARTIFACT, REPORT_ARTIFACT = "plan.json", "sweep.yaml", "report"

@@ -1,0 +1,223 @@
+"""Plug-ins: one file each, found by their file name, never listed by hand.
+
+A plug-in file has a *head*: its statements up to the group's marker (`Config`, `CARDS`, `CARD` or `TITLE`), which use
+nothing but the standard library, pydantic and `otkd.core`. Planning executes heads alone, so `otkd plan` checks every
+setting of every plug-in without importing torch. Training imports the whole file.
+
+Packages outside otkd add theirs through entry points of the group `otkd.<group>`: name = module.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+
+from otkd.core.config import PluginConfig
+from otkd.core.errors import ConfigError, OtkdError, Problem, did_you_mean
+
+
+class Group(NamedTuple):
+    package: str
+    marker: str
+    """The name whose definition makes a file a plug-in and ends its head."""
+    noun: str
+
+
+GROUPS = {
+    "losses": Group("otkd.losses", "Config", "loss"),
+    "ot": Group("otkd.ot", "Config", "solver"),
+    "models": Group("otkd.models", "CARDS", "model"),
+    "data": Group("otkd.data", "CARD", "data set"),
+    "tables": Group("otkd.report.tables", "TITLE", "table"),
+    "plots": Group("otkd.report.plots", "TITLE", "figure"),
+}
+
+HEAD_IMPORTS = {*sys.stdlib_module_names, "pydantic"}
+
+
+@cache
+def sources(group: str) -> dict[str, Path]:
+    """Plug-in name → file of every plug-in of `group`, in alphabetical order. Imports none of them."""
+    package, marker, _ = GROUPS[group]
+    root = Path(__file__).parents[1].joinpath(*package.split(".")[1:])
+    found = {path.stem: path for path in root.glob("*.py") if _marker_index(_parse(path), marker) is not None}
+    for entry in entry_points(group=f"otkd.{group}"):
+        spec = find_spec(entry.value)
+        if spec is None or spec.origin is None:
+            raise OtkdError(f"entry point otkd.{group}: {entry.name} names {entry.value}, which cannot be found")
+        found[entry.name] = Path(spec.origin)
+    return dict(sorted(found.items()))
+
+
+def names(group: str) -> list[str]:
+    """Names of the plug-ins of `group`."""
+    return list(sources(group))
+
+
+def source(group: str, name: str) -> Path:
+    """The file of plug-in `name`; `OtkdError` with the nearest match when there is none."""
+    found = sources(group)
+    if name not in found:
+        raise OtkdError(unknown(GROUPS[group].noun, name, list(found)))
+    return found[name]
+
+
+def unknown(noun: str, name: object, allowed: list[str]) -> str:
+    """The message for a name that is not among `allowed`."""
+    return f"there is no {noun} {name!r}; there is {', '.join(allowed)}.{did_you_mean(name, allowed)}"
+
+
+@cache
+def head(group: str, name: str) -> ModuleType:
+    """The head of a plug-in as a module: its `Config`, `CARDS` or `CARD`, without torch."""
+    path = source(group, name)
+    tree = _parse(path)
+    end = _marker_index(tree, GROUPS[group].marker)
+    assert end is not None
+    tree.body = [node for node in tree.body[: end + 1] if _belongs_to_head(node)]
+    module = ModuleType(f"otkd_heads.{group}.{name}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
+    exec(compile(tree, str(path), "exec"), module.__dict__)  # our own plug-in files, as an import would
+    return module
+
+
+@cache
+def load(group: str, name: str) -> ModuleType:
+    """The whole plug-in, imported."""
+    path = source(group, name)
+    for entry in entry_points(group=f"otkd.{group}"):
+        if entry.name == name:
+            return importlib.import_module(entry.value)
+    return importlib.import_module(f"{GROUPS[group].package}.{path.stem}")
+
+
+@cache
+def cards(group: str) -> dict[str, Any]:
+    """Every model (`models`) or data set (`data`) by name with its card."""
+    if group == "models":
+        return {name: card for family in names(group) for name, card in head(group, family).CARDS.items()}
+    return {name: head(group, name).CARD for name in names(group)}
+
+
+@cache
+def family_of(model: str) -> str:
+    """The plug-in (architecture family) that defines `model`."""
+    for family in names("models"):
+        if model in head("models", family).CARDS:
+            return family
+    raise OtkdError(unknown("model", model, list(cards("models"))))
+
+
+def configure(group: str, name: str, options: Mapping[str, Any], path: str = "") -> Any:
+    """The checked `Config` of plug-in `name` with every default filled in.
+
+    Raises:
+        ConfigError: with all problems, their paths under `path`.
+    """
+    if name not in sources(group):
+        raise ConfigError(group, [Problem(path, unknown(GROUPS[group].noun, name, names(group)))])
+    config = head(group, name).Config
+    try:
+        return config.model_validate(dict(options))
+    except ValidationError as error:
+        raise ConfigError(group, problems_of(error, config, path)) from None
+
+
+def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Problem]:
+    """pydantic's errors as ours: path, what came, what is allowed, nearest match."""
+    problems: list[Problem] = []
+    for item in error.errors(include_url=False):
+        where = ".".join([*([path] if path else []), *(str(part) for part in item["loc"])])
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, _Nested):
+            problems += [Problem(".".join(filter(None, [where, p.path])), p.message) for p in cause.problems]
+        elif item["type"] == "extra_forbidden":
+            allowed = _fields_at(model, item["loc"][:-1])
+            text = f"unknown key; allowed: {', '.join(allowed)}." if allowed else "unknown key."
+            problems.append(Problem(where, text + did_you_mean(item["loc"][-1], allowed)))
+        elif item["type"] == "missing":
+            problems.append(Problem(where, "is missing."))
+        else:
+            problems.append(Problem(where, f"{_sentence(item['msg'])} Got {item['input']!r}."))
+    return problems
+
+
+class _Nested(ValueError):
+    """Carries a nested plug-in's problems through pydantic."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+def choice(group: str) -> Any:
+    """The field type of a nested plug-in: `solver: exact` or `solver: {name: sinkhorn, epsilon: 0.05}`."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, PluginConfig):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            noun = GROUPS[group].noun
+            raise ValueError(f"a {noun} is a name or {{name: …, options}}; there is {', '.join(names(group))}.")
+        try:
+            return configure(group, value["name"], value)
+        except ConfigError as error:
+            raise _Nested(error.problems) from None
+
+    return Annotated[SerializeAsAny[PluginConfig], BeforeValidator(read)]
+
+
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _marker_index(tree: ast.Module, marker: str) -> int | None:
+    for index, node in enumerate(tree.body):
+        if isinstance(node, ast.ClassDef) and node.name == marker:
+            return index
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        if any(isinstance(target, ast.Name) and target.id == marker for target in targets):
+            return index
+    return None
+
+
+def _belongs_to_head(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Import):
+        return all(alias.name.split(".")[0] in HEAD_IMPORTS for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        module = node.module or ""
+        return module.split(".")[0] in HEAD_IMPORTS or module.startswith("otkd.core")
+    return not isinstance(node, ast.If)
+
+
+def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the model that `loc` leads to; empty where it leads through a union."""
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue  # pydantic names the chosen member of a union in loc
+        model = _models_in(field.annotation, field.annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _models_in(annotation: Any, default: Any) -> Any:
+    args = [arg for arg in getattr(annotation, "__args__", ()) if hasattr(arg, "model_fields")]
+    return args[0] if len(args) == 1 else default
+
+
+def _sentence(message: str) -> str:
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message if message.endswith((".", "?", "!")) else message + "."

@@ -1,0 +1,1 @@
+"""Distillation losses: one term per file, and the weighted sum of them."""

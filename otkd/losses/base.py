@@ -1,0 +1,65 @@
+"""What every term of an objective is made of."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from otkd.core.config import TermConfig
+from otkd.core.output import Batch, ModelOutput
+
+
+class LossOutput(NamedTuple):
+    """A term's value and the parts worth logging."""
+
+    value: Tensor
+    """Scalar, unweighted."""
+    parts: dict[str, Tensor] = {}
+    """Diagnostics by name: detached scalars, averaged over the epoch."""
+
+
+class Probe(NamedTuple):
+    """What both networks return for two images: a term builds its projections from these shapes."""
+
+    student: ModelOutput
+    teacher: ModelOutput | None
+    classes: int
+
+
+class Stage(NamedTuple):
+    """A stage of training before the main one, for the terms that ask for it."""
+
+    name: str
+    epochs: int
+    lr: float
+    """Constant learning rate of the stage."""
+
+
+class TermLoss(nn.Module):
+    """Base of every `Loss`. Its parameters are trained with the student and are not part of the deployed network.
+
+    Args:
+        config: the plug-in's checked `Config`.
+        probe: outputs of both networks for two images.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether `forward` looks at the teacher's output."""
+
+    def __init__(self, config: TermConfig, probe: Probe) -> None:
+        super().__init__()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Stages before the main one."""
+        return ()
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the term takes part in the main stage."""
+        return True
+
+    def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
+        """The term for one batch. Called inside autocast; numerics that need fp32 see to it themselves."""
+        raise TypeError(f"{type(self).__module__} defines no forward")

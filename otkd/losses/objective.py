@@ -1,0 +1,72 @@
+"""The objective: a weighted sum of named terms, the same for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from otkd.core import names, plugins
+from otkd.core.output import Batch, ModelOutput
+from otkd.losses.base import Probe, Stage, TermLoss
+
+MAIN = "train"
+
+
+class ObjectiveOutput(NamedTuple):
+    loss: Tensor
+    """Scalar to go backward from."""
+    metrics: dict[str, Tensor]
+    """Every active term raw and weighted and its parts, detached scalars by metric name."""
+
+
+class Objective(nn.Module):
+    """Builds the terms and adds them up.
+
+    Args:
+        terms: term → full configuration, as in `Trial.objective`.
+        probe: outputs of both networks for two images.
+    """
+
+    def __init__(self, terms: Mapping[str, Mapping[str, Any]], probe: Probe) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict()
+        self.weights: dict[str, float] = {}
+        for name, options in terms.items():
+            module = plugins.load("losses", name)
+            config = module.Config.model_validate(dict(options))
+            self.terms[name] = module.Loss(config, probe)
+            self.weights[name] = config.weight
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at the teacher."""
+        return any(cast(TermLoss, term).needs_teacher for term in self.terms.values())
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The terms' stages before the main one, in the order of the terms."""
+        return tuple(stage for term in self.terms.values() for stage in cast(TermLoss, term).stages)
+
+    def forward(self, out_s: ModelOutput, out_t: ModelOutput | None, batch: Batch, stage: str = MAIN) -> ObjectiveOutput:
+        """The weighted sum of the terms that are active in `stage`."""
+        total = torch.zeros((), device=batch.target.device)
+        metrics: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            if not _active(cast(TermLoss, term), stage):
+                continue
+            output = term(out_s, out_t, batch)
+            weighted = self.weights[name] * output.value.float()
+            total = total + weighted
+            metrics[names.term(name, "raw")] = output.value.detach()
+            metrics[names.term(name, "weighted")] = weighted.detach()
+            metrics |= {names.term(name, part): value.detach() for part, value in output.parts.items()}
+        return ObjectiveOutput(total, metrics)
+
+
+def _active(term: TermLoss, stage: str) -> bool:
+    if stage == MAIN:
+        return term.in_training
+    return any(stage == own.name for own in term.stages)
