@@ -1,1 +1,66 @@
-placeholder:
+# `make help` lists the targets. Each installs what it needs first, so `make demo` alone works on a fresh machine.
+PYTHON  ?=# interpreter to build .venv from; when none is named the one .venv has, else python3
+PROFILE ?= auto
+DATA    ?=# folder of data sets; OTKD_DATA_DIR does the same
+SWEEP   ?=# for make report; the last one run
+PORT    ?= 5000
+ARGS    ?=# passed on to otkd or pytest, e.g. ARGS="--set train.epochs=3"
+
+BIN   := .venv/bin
+STAMP := .venv/.otkd-setup
+SWEEP_ARGS = --profile $(PROFILE) $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo sweep-cifar ablation-cifar report ui test lint format lock schema clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Build .venv from requirements.lock (PYTHON=python3.12 for another interpreter)
+	@:
+
+# A named interpreter is compared with the one .venv has; a .venv of another folder (moved, copied) is built anew.
+ifneq ($(filter command,$(origin PYTHON))$(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+$(STAMP): pyproject.toml requirements.lock
+	@bash scripts/setup $(if $(PYTHON),"$(PYTHON)")
+
+demo: $(STAMP) ## The whole job in minutes on data that needs no download: teacher, sweep, MLflow, report
+	@$(BIN)/otkd sweep sweeps/demo.yaml $(ARGS)
+
+sweep-cifar: $(STAMP) ## CIFAR-100 (PROFILE=auto|quick|paper, DATA=folder, ARGS=…)
+	@$(BIN)/otkd sweep sweeps/cifar100.yaml $(SWEEP_ARGS)
+
+ablation-cifar: $(STAMP) ## What each part of the transport loss brings on CIFAR-100 (PROFILE, DATA, ARGS as above)
+	@$(BIN)/otkd sweep sweeps/ablations/cifar100_transport.yaml $(SWEEP_ARGS)
+
+report: $(STAMP) ## Tables and figures of the last sweep again (SWEEP=name for another)
+	@$(BIN)/otkd report $(SWEEP) $(ARGS)
+
+ui: $(STAMP) ## MLflow's pages on 127.0.0.1 (PORT=5000)
+	@$(BIN)/otkd ui --port $(PORT) $(ARGS)
+
+test: $(STAMP) ## All tests (ARGS="tests/ot -k sinkhorn" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Style, types, and who may import whom
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo 'make format puts this right'; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
+	@echo 'lint: style, types and imports are as they should be'
+
+format: $(STAMP) ## Put right what lint can put right by itself
+	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format --quiet .
+
+lock: $(STAMP) ## requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
+	@$(BIN)/uv pip compile --quiet --no-emit-index-url --no-emit-find-links --generate-hashes --universal \
+	  --python-version 3.11 --no-header --extra dev $(ARGS) pyproject.toml -o requirements.lock
+
+schema: $(STAMP) ## docs/sweep.schema.json, by which editors check sweep files
+	@$(BIN)/otkd schema $(ARGS)
+
+clean: ## Remove build and test caches; runs/ (everything trained) and .venv stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build *.egg-info
+	@find otkd tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

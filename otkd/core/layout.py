@@ -61,7 +61,9 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}. Free some space or name another --runs.") from error
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or name another --runs."
+        ) from error
     finally:
         try:
             temporary.unlink(missing_ok=True)

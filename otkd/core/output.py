@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class ModelOutput(NamedTuple):
     """The outputs of a network that losses may look at.
 
-    Shapes: `logits` (B, K); `embedding` (B, D), pooled, right before the classifier; `features` a tuple of (B, C, H, W),
-    stem first, then one per stage; `preacts` the stages' twins before their last ReLU, in the same order without the stem
-    (so `preacts[i]` belongs to `features[i + 1]`).
+    Shapes: `logits` (B, K); `embedding` (B, D), pooled, right before the classifier; `features` a tuple of
+    (B, C, H, W), stem first, then one per stage; `preacts` the stages' twins before their last ReLU, without the stem,
+    so that `preacts[i]` belongs to `features[i + 1]`.
     """
 
     logits: Tensor
@@ -53,5 +53,5 @@ class Batch(NamedTuple):
     """(B, C, H, W), float, normalised, augmented."""
     target: Tensor
     """(B,), int64 class labels."""
-    index: Tensor
+    indices: Tensor
     """(B,), int64: which training images these are, for losses that remember images."""

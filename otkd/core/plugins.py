@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import linecache
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError, WithJsonSchema
 
 from otkd.core.config import PluginConfig
 from otkd.core.errors import ConfigError, OtkdError, Problem, did_you_mean
@@ -41,6 +42,9 @@ GROUPS = {
     "tables": Group("otkd.report.tables", "TITLE", "table"),
     "plots": Group("otkd.report.plots", "TITLE", "figure"),
 }
+
+SCHEMA_MARK = "otkd-plugin"
+"""Stands in the JSON schema of a `choice` field and names its group."""
 
 HEAD_IMPORTS = {*sys.stdlib_module_names, "pydantic"}
 
@@ -86,9 +90,12 @@ def head(group: str, name: str) -> ModuleType:
     assert end is not None
     tree.body = [node for node in tree.body[: end + 1] if _belongs_to_head(node)]
     module = ModuleType(f"otkd_heads.{group}.{name}")
-    module.__file__ = str(path)
+    # pydantic looks a field's help text up by file name, so the head needs a name that the whole file does not have
+    module.__file__ = f"<head of {path}>"
+    text = path.read_text(encoding="utf-8")
+    linecache.cache[module.__file__] = (len(text), None, text.splitlines(keepends=True), module.__file__)
     sys.modules[module.__name__] = module
-    exec(compile(tree, str(path), "exec"), module.__dict__)  # our own plug-in files, as an import would
+    exec(compile(tree, module.__file__, "exec"), module.__dict__)  # our own plug-in files, as an import would
     return module
 
 
@@ -177,7 +184,7 @@ def choice(group: str) -> Any:
         except ConfigError as error:
             raise _Nested(error.problems) from None
 
-    return Annotated[SerializeAsAny[PluginConfig], BeforeValidator(read)]
+    return Annotated[SerializeAsAny[PluginConfig], BeforeValidator(read), WithJsonSchema({SCHEMA_MARK: group})]
 
 
 def _parse(path: Path) -> ast.Module:

@@ -34,7 +34,7 @@ class EpochRecord(Record):
 
 
 class TrialResult(Record):
-    """The end of a trial. It holds all that a tracker needs, so that a lost tracker can be fed again from this alone."""
+    """The end of a trial. It holds all that a tracker needs: a lost tracker can be fed again from this alone."""
 
     key: str
     status: Literal["finished", "diverged", "failed"]

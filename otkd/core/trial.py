@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -27,11 +26,11 @@ class Data(StrictModel):
     name: str
     """Data set (`otkd list data`)."""
     val: Annotated[NonNegativeFloat, Field(strict=False)] = 0
-    """Validation images held out of the training set: a count, or a share below 1. 0 holds out none, as the literature does."""
+    """Validation images held out of the training set: a count, or a share below 1; 0 (usual in papers) for none."""
     limit: PositiveInt | None = None
     """Use only so many training images (before the split), balanced over classes."""
     split_seed: NonNegativeInt = 0
-    """Seed of `limit` and of the split, the same for teacher and student so that neither sees the other's validation images."""
+    """Seed of `limit` and of the split; teacher and student share it, so neither sees the other's validation images."""
     augment: Augment | None = None
     """Batch augmentation; each data set has its usual one as default."""
 
@@ -113,7 +112,7 @@ class Train(StrictModel):
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm over all parameters of a student; larger gradients are scaled down."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks: `auto` is bf16 autocast where the device computes it faster, else fp32. The record says which ran."""
+    """Arithmetic of the networks; `auto` is bf16 autocast where that is faster. The record says which ran."""
 
 
 class Model(StrictModel):
@@ -140,12 +139,12 @@ class Trial(StrictModel):
     seed: NonNegativeInt = 0
     """Seed of initialisation, batch order, augmentation and dropout."""
 
-    @cached_property
+    @property
     def key(self) -> str:
         """Sixteen hex digits: SHA-256 of the canonical JSON with every default filled in."""
         return digest(self.model_dump(mode="json"))
 
-    @cached_property
+    @property
     def cohort(self) -> str:
         """The same for all trials that differ in nothing but their objective."""
         return digest(self.model_dump(mode="json", exclude={"objective"}))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from otkd.core import names, plugins
 from otkd.core.output import Batch, ModelOutput
+from otkd.core.seeds import derive
 from otkd.losses.base import Probe, Stage, TermLoss
 
 MAIN = "train"
@@ -28,16 +29,19 @@ class Objective(nn.Module):
     Args:
         terms: term → full configuration, as in `Trial.objective`.
         probe: outputs of both networks for two images.
+        seed: of the terms' own weights; each term has a stream of its own, so terms do not disturb each other.
     """
 
-    def __init__(self, terms: Mapping[str, Mapping[str, Any]], probe: Probe) -> None:
+    def __init__(self, terms: Mapping[str, Mapping[str, Any]], probe: Probe, seed: int = 0) -> None:
         super().__init__()
         self.terms = nn.ModuleDict()
         self.weights: dict[str, float] = {}
         for name, options in terms.items():
             module = plugins.load("losses", name)
             config = module.Config.model_validate(dict(options))
-            self.terms[name] = module.Loss(config, probe)
+            with torch.random.fork_rng([]):
+                torch.manual_seed(derive(seed, f"term/{name}"))
+                self.terms[name] = module.Loss(config, probe)
             self.weights[name] = config.weight
 
     @property
@@ -50,7 +54,9 @@ class Objective(nn.Module):
         """The terms' stages before the main one, in the order of the terms."""
         return tuple(stage for term in self.terms.values() for stage in cast(TermLoss, term).stages)
 
-    def forward(self, out_s: ModelOutput, out_t: ModelOutput | None, batch: Batch, stage: str = MAIN) -> ObjectiveOutput:
+    def forward(
+        self, out_s: ModelOutput, out_t: ModelOutput | None, batch: Batch, stage: str = MAIN
+    ) -> ObjectiveOutput:
         """The weighted sum of the terms that are active in `stage`."""
         total = torch.zeros((), device=batch.target.device)
         metrics: dict[str, Tensor] = {}

@@ -1,0 +1,141 @@
+"""Decoded images, kept: one uint8 array per split, checksummed, mapped into memory.
+
+`<cache_dir>/<name>/` holds `.npy` files and `meta.json`, which names each with its SHA-256 and tells what they were
+made from. An array file's name carries its checksum, and `meta.json` is written last: a reader never sees half of an
+old and half of a new cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otkd.core import plugins
+from otkd.core.errors import DataError, StorageError
+from otkd.core.layout import atomic, write_text
+from otkd.data.source import Arrays, RawSplits, check
+
+log = logging.getLogger(__name__)
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def load(name: str, *, data_dir: Path | None, cache_dir: Path) -> RawSplits:
+    """The images of data set `name`, from the cache when it is sound and up to date, else read anew and cached.
+
+    Args:
+        name: a data set (`otkd list data`).
+        data_dir: the user's data folder, or None.
+        cache_dir: our folder for decoded images and downloads.
+
+    Raises:
+        OtkdError: there is no such data set; names the nearest.
+        DataError: its images cannot be had, or are not what the card says.
+    """
+    plugin = plugins.load("data", name)
+    folder, downloads = cache_dir / name, cache_dir / "downloads"
+    with _locked(folder):
+        made_from = _fingerprint(name, plugin.sources(data_dir, downloads))
+        cached = _load_cached(folder, made_from)
+        if cached is not None:
+            return cached
+        start = time.perf_counter()
+        raw: RawSplits = plugin.read(data_dir, downloads)
+        check(name, raw, plugin.CARD)
+        log.info(
+            "%s: read %d images in %.1f s", name, plugin.CARD.train + plugin.CARD.test, time.perf_counter() - start
+        )
+        try:
+            _save(folder, raw, _fingerprint(name, plugin.sources(data_dir, downloads)))
+        except StorageError as error:
+            log.warning("%s: going on without a cache: %s", name, error)
+        return raw
+
+
+def _fingerprint(name: str, files: list[Path]) -> dict[str, Any]:
+    """What a cache depends on: the code that reads, and names, sizes and times of the files read."""
+    stats = [(file.name, file.stat()) for file in files]
+    return {
+        "reader": hashlib.sha256(plugins.source("data", name).read_bytes()).hexdigest(),
+        "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
+    }
+
+
+def _load_cached(folder: Path, made_from: dict[str, Any]) -> RawSplits | None:
+    """The cached images, or None (with a warning, unless there is no cache yet)."""
+    if not (folder / "meta.json").exists():
+        return None
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if not _up_to_date(meta["made_from"], made_from):
+            log.warning("%s: the source files have changed; reading them anew", folder)
+            return None
+        train_images, train_labels, test_images, test_labels = (_open(folder, meta["arrays"][key]) for key in ARRAYS)
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
+        log.warning("%s: the cache is damaged (%s); reading the source anew", folder, error)
+        return None
+    return RawSplits(Arrays(train_images, train_labels), Arrays(test_images, test_labels))
+
+
+def _up_to_date(cached: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Source files that are gone (a drive unplugged, another shell without OTKD_DATA_DIR) do not make a cache stale."""
+    return cached["reader"] == current["reader"] and (cached["files"] == current["files"] or not current["files"])
+
+
+def _open(folder: Path, entry: dict[str, str]) -> NDArray[Any]:
+    """Map one array into memory (copy on write: nothing reaches the file) after checking its checksum."""
+    array = np.load(folder / entry["file"], mmap_mode="c", allow_pickle=False)
+    if _checksum(array) != entry["sha256"]:
+        raise DataError(f"{entry['file']} does not have its checksum")
+    return array
+
+
+def _checksum(array: NDArray[Any]) -> str:
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + hashlib.sha256(np.ascontiguousarray(array).data).digest()).hexdigest()
+
+
+def _save(folder: Path, raw: RawSplits, made_from: dict[str, Any]) -> None:
+    arrays: list[NDArray[Any]] = [raw.train.images, raw.train.labels, raw.test.images, raw.test.labels]
+    entries = {key: _save_array(folder, key, array) for key, array in zip(ARRAYS, arrays, strict=True)}
+    write_text(folder / "meta.json", json.dumps({"made_from": made_from, "arrays": entries}, indent=1))
+    kept = {entry["file"] for entry in entries.values()}
+    for stale in folder.glob("*.npy"):
+        if stale.name not in kept:
+            stale.unlink(missing_ok=True)
+
+
+def _save_array(folder: Path, key: str, array: NDArray[Any]) -> dict[str, str]:
+    checksum = _checksum(array)
+    file = f"{key}-{checksum[:16]}.npy"
+    with atomic(folder / file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+    return {"file": file, "sha256": checksum}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time decode; without file locks (Windows, some network drives) several may, harmlessly."""
+    try:
+        import fcntl
+
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("w")
+    except (ImportError, OSError):
+        yield
+        return
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield

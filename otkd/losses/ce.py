@@ -1,0 +1,29 @@
+"""Cross-entropy with the true labels: the term that needs no teacher, and the floor of every comparison.
+
+Mean over the batch. Code bases weigh it differently beside KD: RepDistiller and mdistiller 0.1 on CIFAR;
+torchdistill's `alpha` is this term's weight (0.9 in its CIFAR recipe), not that of the distillation term.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch.nn import functional as F
+
+from otkd.core.config import TermConfig
+from otkd.core.output import Batch, ModelOutput
+from otkd.losses.base import LossOutput, TermLoss
+from otkd.ot.precision import widen
+
+
+class Config(TermConfig):
+    """Cross-entropy with the labels."""
+
+
+class Loss(TermLoss):
+    """Cross-entropy of the student's logits (B, K), mean over the batch."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def forward(self, out_s: ModelOutput, out_t: ModelOutput | None, batch: Batch) -> LossOutput:
+        return LossOutput(F.cross_entropy(widen(out_s.logits), batch.target))

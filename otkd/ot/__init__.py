@@ -1,0 +1,1 @@
+"""Optimal-transport numerics on plain tensors: costs, and one solver per file."""

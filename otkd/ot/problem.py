@@ -1,0 +1,66 @@
+"""The transport problem as every solver takes it: checked, detached, batched along one dimension."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from otkd.core.errors import OtkdError
+from otkd.ot.precision import widen
+
+MASS_TOLERANCE = 1e-3
+
+
+class Problem(NamedTuple):
+    """Costs (B, N, M) and marginals (B, N), (B, M) of mass 1, detached, in float32 or float64."""
+
+    cost_BNM: Tensor
+    a_BN: Tensor
+    b_BM: Tensor
+
+    def plan_error(self, plan_BNM: Tensor) -> Tensor:
+        """L1 distance of a plan's marginals from the asked ones, both sides added, per problem."""
+        rows = (plan_BNM.sum(-1) - self.a_BN).abs().sum(-1)
+        return rows + (plan_BNM.sum(-2) - self.b_BM).abs().sum(-1)
+
+
+def read(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
+    """Check cost (…, N, M) and marginals (…, N), (…, M); None stands for equal weights.
+
+    Costs that are not finite pass: a diverging network shall show as a value that is not finite, not as a crash.
+
+    Raises:
+        OtkdError: shapes that do not fit, no points, weights that are negative or do not sum to 1.
+    """
+    if cost.dim() < 2 or cost.numel() == 0 or not cost.is_floating_point():
+        raise OtkdError(f"a cost is a float tensor (…, N, M) with N, M ≥ 1; got {tuple(cost.shape)} of {cost.dtype}")
+    flat_BNM = widen(cost.detach()).reshape(-1, *cost.shape[-2:]).contiguous()
+    a_BN = _marginal("a", a, cost, cost.shape[-2]).to(flat_BNM)
+    b_BM = _marginal("b", b, cost, cost.shape[-1]).to(flat_BNM)
+    return Problem(flat_BNM, a_BN, b_BM)
+
+
+def transport_cost(cost: Tensor, plan: Tensor) -> Tensor:
+    """⟨plan, cost⟩ per problem; its gradient in the cost is the plan."""
+    return (widen(cost) * plan).sum((-2, -1))
+
+
+def _marginal(name: str, weights: Tensor | None, cost: Tensor, n: int) -> Tensor:
+    if weights is None:
+        return cost.new_full((cost.shape[:-2].numel(), n), 1 / n, dtype=torch.float64)
+    try:
+        flat = weights.detach().double().expand(*cost.shape[:-2], n).reshape(-1, n)
+    except RuntimeError:
+        raise OtkdError(
+            f"marginal {name} has shape {tuple(weights.shape)}; a cost of shape {tuple(cost.shape)} "
+            f"takes {(*cost.shape[:-2], n)}"
+        ) from None
+    mass = flat.sum(-1, keepdim=True)
+    if not bool((flat >= 0).all() & ((mass - 1).abs() <= MASS_TOLERANCE).all()):
+        raise OtkdError(
+            f"marginal {name} is no probability: smallest weight {flat.min().item():.3g}, "
+            f"sums from {mass.min().item():.6g} to {mass.max().item():.6g}; divide non-negative weights by their sum"
+        )
+    return flat / mass

@@ -1,0 +1,1 @@
+"""From a tracked sweep to tables, figures and one self-contained page."""

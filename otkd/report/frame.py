@@ -1,0 +1,229 @@
+"""The tidy frame: one row per trial, one column per thing known of it. Every table and figure starts here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from otkd.core import names
+from otkd.core.records import Label
+
+if TYPE_CHECKING:
+    from otkd.track.reader import SweepRecord, TrialRow
+
+Histories = Callable[[str], dict[str, list[tuple[int, float]]]]
+"""Metric → trial key → [(epoch, value)]."""
+
+IDENTITY = (
+    "key",
+    "role",
+    "method",
+    "variant",
+    "pair",
+    "student",
+    "teacher",
+    "seed",
+    "status",
+    "reason",
+    "terms",
+    "run_id",
+)
+AXIS, PARAM, PROVENANCE = "axis.", "param.", "provenance."
+
+BUDGET = (
+    *("train.epochs", "train.batch_size", "train.optimizer.name", "train.optimizer.lr", "train.schedule.name"),
+    *("data.limit", "data.val"),
+)
+"""Parameters kept as `param.…` columns, so that a caption can name the budget."""
+NOTHING = ("null", "None", "0", "0.0", "")
+"""Values of a parameter that mean that it is not used."""
+
+EPOCH_METRICS = (
+    *(names.TRAIN_LOSS, names.TRAIN_TOP1, names.TRAIN_TOP5),
+    *(names.VAL_LOSS, names.VAL_TOP1, names.VAL_TOP5, names.VAL_AGREEMENT, names.LR),
+    *(names.EPOCH_S, names.OWN_S, names.TEACHER_S, names.DATA_S, names.EVAL_S, names.IMAGES_PER_S, names.PEAK_MIB),
+)
+SIZES = (names.PARAMS, names.MADDS, names.BYTES, names.LATENCY_MS)
+TESTS = tuple(
+    names.test(weights, figure)
+    for weights in ("last", "best")
+    for figure in (names.TEST_TOP1, names.TEST_TOP5, names.TEST_LOSS, names.TEST_AGREEMENT)
+)
+TRIAL_METRICS = (*TESTS, names.BEST_EPOCH, names.BEST_VAL_TOP1, *SIZES, names.WALL_S)
+METRICS = (*EPOCH_METRICS, *TRIAL_METRICS, *(names.TEACHER + name for name in (*TESTS, *SIZES)))
+"""Columns that every frame has; a metric beyond these (a term's, say) gets a column where some trial has it."""
+
+SPEEDS = {names.EPOCH_S: "median", names.IMAGES_PER_S: "median", names.PEAK_MIB: "max"}
+"""Per-epoch costs → how the epochs of a trial become its one figure."""
+
+
+class Baselines(NamedTuple):
+    student: str | None
+    """Variant whose only term is `ce`: the floor, without a teacher."""
+    kd: str | None
+    """Variant whose terms are exactly `ce` and `kd`."""
+
+
+def trials(record: SweepRecord, history: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One row per trial in the order of the sweep's labels; a trial that no tracker knows has status `missing`.
+
+    Args:
+        record: the sweep as the reader gives it.
+        history: what `epochs` gives; with it a trial's time is the median over its epochs and not the last one's.
+
+    Returns:
+        A frame with the columns IDENTITY, `axis.<path>`, METRICS (NaN where unknown; accuracies in percent),
+        `param.<path>` of BUDGET and `provenance.<field>`.
+    """
+    known = {row.label.key: row for row in record.trials}
+    planned = {label.key for label in record.info.labels}
+    labels = [*record.info.labels, *(row.label for row in record.trials if row.label.key not in planned)]
+    rows = [_row(label, known.get(label.key)) for label in labels]
+    columns = dict.fromkeys(
+        [*IDENTITY, *METRICS, *(PARAM + name for name in BUDGET), *(key for row in rows for key in row)]
+    )
+    frame = pd.DataFrame(rows, columns=list(columns))
+    metrics = [name for name in frame if "/" in name or name == names.LR]
+    frame = frame.astype(dict.fromkeys(metrics, float))
+    return _with_speeds(_with_terms(frame), history)
+
+
+def epochs(record: SweepRecord, histories: Histories) -> pd.DataFrame:
+    """The long frame of learning curves and costs: key, metric, epoch, value.
+
+    Accuracy is `val/top1`, or `train/top1` where nothing was held out.
+    """
+    keys = {row.label.key for row in record.trials}
+    parts = [_long(names.TRAIN_LOSS, histories, keys), *(_long(name, histories, keys) for name in SPEEDS)]
+    accuracy = _long(names.VAL_TOP1, histories, keys)
+    parts.append(accuracy if len(accuracy) else _long(names.TRAIN_TOP1, histories, keys))
+    filled = [part for part in parts if len(part)]
+    return pd.concat(filled, ignore_index=True) if filled else parts[0]
+
+
+def students(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are compared."""
+    return frame[frame["role"] == "student"]
+
+
+def variants(frame: pd.DataFrame) -> list[str]:
+    """Methods, with their grid settings where they have some, in the order of the sweep."""
+    return list(dict.fromkeys(students(frame)["variant"]))
+
+
+def pairs(frame: pd.DataFrame) -> list[str]:
+    """Pairs in the order of the sweep."""
+    return list(dict.fromkeys(students(frame)["pair"]))
+
+
+def axes(frame: pd.DataFrame) -> list[str]:
+    """Dotted paths of the grid axes."""
+    return [name.removeprefix(AXIS) for name in frame if name.startswith(AXIS)]
+
+
+def baselines(frame: pd.DataFrame) -> Baselines:
+    """The two methods that others are held against, told by the terms of their objective; the first listed wins."""
+    first = students(frame).drop_duplicates("terms").set_index("terms")["variant"]
+    return Baselines(first.get("ce"), first.get("ce+kd"))
+
+
+def has_val(frame: pd.DataFrame) -> bool:
+    """Whether some trial was measured on held-out images."""
+    return bool(frame[[names.BEST_VAL_TOP1, names.VAL_TOP1]].notna().any(axis=None))
+
+
+def seeds(frame: pd.DataFrame) -> int:
+    """The most seeds that any method finished on one pair."""
+    rows = students(frame)
+    rows = rows[rows["status"] == "finished"]
+    return int(rows.groupby(["variant", "pair"])["seed"].nunique().max()) if len(rows) else 0
+
+
+def budget(frame: pd.DataFrame) -> str:
+    """One sentence: what every student was given."""
+    rows = students(frame)
+    parts = [
+        _each(rows, "train.epochs", "{} epochs"),
+        _each(rows, "train.batch_size", "batch size {}"),
+        " ".join(filter(None, [_each(rows, "train.optimizer.name"), _each(rows, "train.optimizer.lr", "lr {}")])),
+        _each(rows, "train.schedule.name", "{} schedule"),
+        _each(rows, "data.limit", "{} training images") or "all training images",
+        _each(rows, "data.val", "of which {} held out for validation") or "nothing held out for validation",
+    ]
+    known = bool(parts[0])
+    return f"Budget of a student: {', '.join(filter(None, parts))}." if known else "The budget is not on record."
+
+
+def show(value: Any) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    return str(value)
+
+
+def variant(label: Label) -> str:
+    """`ot (epsilon=0.05)`: the method and its grid settings, by their last word where that is clear."""
+    last = [path.split(".")[-1] for path in label.axes]
+    shown = [
+        f"{word if last.count(word) == 1 else path}={show(value)}"
+        for word, (path, value) in zip(last, label.axes.items(), strict=True)
+    ]
+    return f"{label.method} ({', '.join(shown)})" if shown else label.method
+
+
+def _row(label: Label, row: TrialRow | None) -> dict[str, Any]:
+    params, tags, metrics = (row.params, row.tags, row.metrics) if row else ({}, {}, {})
+    fields = {field: getattr(label, field) for field in ("key", "role", "method", "pair", "student", "teacher", "seed")}
+    provenance = {
+        PROVENANCE + tag.removeprefix(names.TAG_PROVENANCE): value
+        for tag, value in tags.items()
+        if tag.startswith(names.TAG_PROVENANCE)
+    }
+    return {
+        **fields,
+        "variant": variant(label),
+        "status": row.status if row else "missing",
+        "reason": tags.get(names.TAG_REASON, ""),
+        "terms": "+".join(sorted({name.split(".")[1] for name in params if name.startswith("objective.")})),
+        "run_id": row.run_id if row else "",
+        **{AXIS + path: value for path, value in label.axes.items()},
+        **metrics,
+        **{PARAM + name: params[name] for name in BUDGET if name in params},
+        **provenance,
+    }
+
+
+def _with_terms(frame: pd.DataFrame) -> pd.DataFrame:
+    """A trial that never ran has no parameters; its method's other trials say which terms it has."""
+    known = frame[frame["terms"] != ""].drop_duplicates(["role", "method"]).set_index(["role", "method"])["terms"]
+    terms = [
+        terms or known.get((role, method), "")
+        for terms, role, method in zip(frame["terms"], frame["role"], frame["method"], strict=True)
+    ]
+    return frame.assign(terms=pd.Series(terms, index=frame.index, dtype=object))
+
+
+def _with_speeds(frame: pd.DataFrame, history: pd.DataFrame | None) -> pd.DataFrame:
+    if history is None or history.empty:
+        return frame
+    for name, rule in SPEEDS.items():
+        per_trial = history[history["metric"] == name].groupby("key")["value"].agg(rule)
+        frame = frame.assign(**{name: frame["key"].map(per_trial).fillna(frame[name]).astype(float)})
+    return frame
+
+
+def _long(metric: str, histories: Histories, keys: set[str]) -> pd.DataFrame:
+    rows: Iterable[tuple[str, str, int, float]] = [
+        (key, metric, epoch, value) for key, curve in histories(metric).items() if key in keys for epoch, value in curve
+    ]
+    frame = pd.DataFrame(rows, columns=["key", "metric", "epoch", "value"])
+    return frame.astype({"epoch": int, "value": float})
+
+
+def _each(rows: pd.DataFrame, name: str, text: str = "{}") -> str:
+    values = [value for value in rows[PARAM + name].dropna().unique() if value not in NOTHING]
+    return text.format(" or ".join(values)) if values else ""

@@ -1,0 +1,81 @@
+"""Learning curves: accuracy and training loss by epoch, mean and band over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from otkd.core import names
+from otkd.core.records import SweepInfo
+from otkd.report import style
+from otkd.report.frame import has_val, pairs, students, variants
+
+TITLE = "Learning curves"
+ORDER = 20
+
+WORDS = {names.VAL_TOP1: "val top-1 %", names.TRAIN_TOP1: "train top-1 %", names.TRAIN_LOSS: "train loss"}
+
+
+def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
+    """A row per pair, a column per metric; None where no epoch is on record."""
+    curves = _curves(frame, epochs)
+    metrics = [metric for metric in WORDS if metric in set(curves["metric"])]
+    if not metrics:
+        return None
+    drawing, panels = style.canvas(len(pairs(frame)), len(metrics), 4.6, 3.3)
+    for row, pair in enumerate(pairs(frame)):
+        for column, metric in enumerate(metrics):
+            chosen = curves[(curves["pair"] == pair) & (curves["metric"] == metric)]
+            _panel(panels[row, column], frame, chosen, pair, WORDS[metric])
+    style.legend(drawing, panels)
+    return drawing
+
+
+def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
+    """What is drawn and over which trials."""
+    accuracy = (
+        "Accuracy is measured on held-out validation images after each epoch."
+        if has_val(frame)
+        else "Nothing was held out: accuracy is that on augmented training images, so it says how a method learns only."
+    )
+    return (
+        f"{accuracy} Lines are means over the trials that reached an epoch (diverged and running ones too), bands ± "
+        "sample standard deviation over seeds. Training losses are sums of different terms: compare their shapes, "
+        "not their heights."
+    )
+
+
+def _curves(frame: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread per pair, variant, metric and epoch."""
+    rows = students(frame)[["key", "pair", "variant"]]
+    long = epochs[epochs["metric"].isin(WORDS) & np.isfinite(epochs["value"])].merge(rows, on="key")
+    grouped = long.groupby(["pair", "variant", "metric", "epoch"], sort=False)["value"]
+    return grouped.agg(["mean", "std"]).reset_index()
+
+
+def _panel(axes: Axes, frame: pd.DataFrame, curves: pd.DataFrame, pair: str, words: str) -> None:
+    looks = style.looks(frame)
+    for name in variants(frame):
+        line = curves[curves["variant"] == name].sort_values("epoch")
+        if line.empty:
+            continue
+        look = looks[name]
+        axes.plot(
+            line["epoch"],
+            line["mean"],
+            color=look.colour,
+            linestyle=look.line,
+            marker=look.marker if len(line) <= 12 else "",
+            markersize=3.5,
+            linewidth=1.5,
+            label=style.plain(name),
+        )
+        spread = line["std"].fillna(0)
+        axes.fill_between(
+            line["epoch"], line["mean"] - spread, line["mean"] + spread, color=look.colour, alpha=0.15, linewidth=0
+        )
+    style.tidy(axes, pair, "epoch", words)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

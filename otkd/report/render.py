@@ -1,0 +1,271 @@
+"""The report of a sweep: one self-contained page, Markdown, CSV, LaTeX and PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from otkd.core import names, plugins
+from otkd.core.layout import Layout, atomic, write_text
+from otkd.core.records import SweepInfo
+from otkd.report import formats, frame, stats, summary
+from otkd.report.table import Table
+
+if TYPE_CHECKING:
+    from otkd.track.reader import SweepRecord
+
+
+class Report(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    html: Path
+    """The page; it needs no other file."""
+    paths: tuple[Path, ...]
+    """Every file, the page included."""
+    markdown: str
+    """The main table with its progress line, as for the parent run's note."""
+    problems: tuple[str, ...]
+    """Tables and figures that could not be made, and why; the page says so too."""
+
+
+class Picture(NamedTuple):
+    """One figure as PNG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def data(self) -> str:
+        """The image as a data URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+@dataclass
+class Section:
+    """The tables and figures that share a plug-in name."""
+
+    name: str
+    title: str
+    tables: list[Table]
+    pictures: list[Picture]
+
+
+class Contents(NamedTuple):
+    """Everything a report says, before it is written."""
+
+    info: SweepInfo
+    frame: pd.DataFrame
+    sentences: list[str]
+    sections: list[Section]
+    problems: list[str]
+
+
+def write_report(layout: Layout, name: str | None = None, references: Path | None = None) -> Report:
+    """Read a sweep (the last one without `name`) and write its report to `runs/reports/<sweep>/`.
+
+    Args:
+        layout: the `runs/` folder.
+        name: the sweep's name.
+        references: a CSV with further published rows.
+    """
+    from otkd.track import reader  # brings mlflow, which nothing else here needs
+
+    record = reader.read_sweep(layout, name)
+    epochs = frame.epochs(record, lambda metric: reader.histories(layout, record, metric))
+    return build(record, epochs, layout.reports / record.info.name, references)
+
+
+def build(record: SweepRecord, epochs: pd.DataFrame | None, folder: Path, references: Path | None = None) -> Report:
+    """Write the report of `record` into `folder`; tables and figures of an earlier report there are replaced.
+
+    Args:
+        record: the sweep as the reader gives it.
+        epochs: what `frame.epochs` gives; None for no learning curves.
+        folder: made if it does not exist.
+        references: a CSV with further published rows.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    contents = compose(record, epochs, references)
+    files = _files(contents, record)
+    _clear(folder, files)
+    for path, content in files.items():
+        _write(folder / path, content)
+    paths = tuple(folder / path for path in files)
+    return Report(folder, folder / "report.html", paths, headline(record), tuple(contents.problems))
+
+
+def compose(record: SweepRecord, epochs: pd.DataFrame | None, references: Path | None = None) -> Contents:
+    """Every table and figure of every plug-in. One that fails is named in `problems` and the others go on."""
+    if epochs is None:
+        epochs = frame.epochs(record, lambda metric: {})
+    trials = frame.trials(record, epochs)
+    trials.attrs["references"] = None if references is None else str(references)
+    problems: list[str] = []
+    sections: dict[str, Section] = {}
+    for group in ("tables", "plots"):
+        for name in plugins.names(group):
+            _add(sections, problems, group, name, (trials, epochs, record.info))
+    ordered = sorted(sections.values(), key=lambda section: (_order(section.name), section.name))
+    return Contents(record.info, trials, summary.sentences(trials), ordered, problems)
+
+
+def console(record: SweepRecord) -> pd.DataFrame:
+    """The accuracy table as text, one row per method, for the terminal; empty where there is no student."""
+    found = _accuracy(record)
+    return found[0].flat() if found else pd.DataFrame()
+
+
+def headline(record: SweepRecord) -> str:
+    """Progress and the accuracy table as Markdown, for the parent run's note."""
+    trials = frame.trials(record)
+    parts = [formats.md(line) for line in summary.sentences(trials)]
+    parts += [part for table in _accuracy(record)[:1] for part in (formats.markdown(table), formats.md(table.caption))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _accuracy(record: SweepRecord) -> list[Table]:
+    found: list[Table] = plugins.load("tables", "accuracy").table(frame.trials(record), record.info)
+    return found
+
+
+def _order(name: str) -> int:
+    """A plug-in's `ORDER` in the report; those that name none come last."""
+    orders = [
+        getattr(plugins.load(group, name), "ORDER", 1000)
+        for group in ("tables", "plots")
+        if name in plugins.names(group)
+    ]
+    return min(orders)
+
+
+def _add(sections: dict[str, Section], problems: list[str], group: str, name: str, source: tuple[Any, ...]) -> None:
+    trials, epochs, info = source
+    try:
+        module = plugins.load(group, name)
+        tables = list(module.table(trials, info)) if group == "tables" else []
+        picture = _picture(module, name, trials, epochs, info) if group == "plots" else None
+    except Exception as error:  # a plug-in of the user's must not cost the report of a long sweep
+        problems.append(f"{plugins.GROUPS[group].noun} {name}: {type(error).__name__}: {error}")
+        return
+    if tables or picture:
+        section = sections.setdefault(name, Section(name, module.TITLE, [], []))
+        section.tables += tables
+        section.pictures += [picture] if picture else []
+
+
+def _picture(module: Any, name: str, trials: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Picture | None:
+    drawing = module.figure(trials, epochs, info)
+    if drawing is None:
+        return None
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", facecolor="white", metadata={"Software": "otkd"})
+    caption = module.caption(trials, info) if hasattr(module, "caption") else ""
+    return Picture(name, module.TITLE, caption, buffer.getvalue())
+
+
+def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
+    """Path within the folder → content."""
+    context = _context(contents, record)
+    files: dict[str, str | bytes] = {
+        "report.html": _template("report.html.j2", True, context),
+        "report.md": _template("report.md.j2", False, context),
+        "trials.csv": formats.csv(contents.frame),
+    }
+    for section in contents.sections:
+        for table in section.tables:
+            files[f"tables/{table.name}.csv"] = formats.csv(table.data)
+            files[f"tables/{table.name}.tex"] = formats.latex(table)
+        files |= {f"figures/{picture.name}.png": picture.png for picture in section.pictures}
+    return files
+
+
+def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
+    return {
+        **contents._asdict(),
+        "budget": frame.budget(contents.frame),
+        "trials": _trials(contents.frame),
+        "provenance": _provenance(contents.frame),
+        "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started)),
+        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "run_id": record.run_id,
+    }
+
+
+def _template(name: str, escape: bool, context: dict[str, Any]) -> str:
+    folder = Path(__file__).with_name("templates")
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"md": formats.md, "markdown": formats.markdown}
+    environment.filters |= {"numeric": formats.numeric_columns, "spans": formats.spans, "glue": _glue}
+    return environment.get_template(name).render(context)
+
+
+def _glue(text: str) -> str:
+    """No line break within `n = 3` or `71.20 ± 0.30`."""
+    return text.replace("n = ", "n\u00a0=\u00a0").replace(" ± ", "\u00a0±\u00a0")
+
+
+def _trials(trials: pd.DataFrame) -> Table:
+    """Every trial with its own figure, so that no mean hides one."""
+    top1 = names.test("last", names.TEST_TOP1)
+    texts: dict[str, Callable[[Any], str]] = {
+        "pair": str,
+        "seed": str,
+        "status": str,
+        top1: stats.number,
+        "reason": str,
+        "run_id": str,
+    }
+    words = {top1: "test top-1 %, last epoch", "run_id": "run"}
+    shown = pd.DataFrame({words.get(name, name): trials[name].map(text) for name, text in texts.items()}, dtype=object)
+    shown.index = pd.Index(trials["variant"], name="method", dtype=object)
+    return Table("trials", "Every trial", "", shown, trials)
+
+
+def _provenance(trials: pd.DataFrame) -> dict[str, str]:
+    """Field → its value, or its values with the number of trials that have them."""
+    columns = [name for name in trials if name.startswith(frame.PROVENANCE)]
+    return {name.removeprefix(frame.PROVENANCE): _values(trials[name].dropna()) for name in columns}
+
+
+def _values(column: pd.Series) -> str:
+    counts = column.value_counts(sort=False)
+    return (
+        str(counts.index[0])
+        if len(counts) == 1
+        else ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
+    )
+
+
+def _clear(folder: Path, files: dict[str, str | bytes]) -> None:
+    """An old table beside new figures would be false: what an earlier report left and this one does not write goes."""
+    for pattern in ("tables/*.csv", "tables/*.tex", "figures/*.png"):
+        for path in folder.glob(pattern):
+            if path.relative_to(folder).as_posix() not in files:
+                path.unlink()
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    if isinstance(content, str):
+        write_text(path, content)
+        return
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)

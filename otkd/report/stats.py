@@ -1,0 +1,101 @@
+"""Means, spreads and paired differences over seeds, and how a cell of a table says them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+DASH = "—"
+
+
+class Summary(NamedTuple):
+    """Mean and sample standard deviation (ddof = 1) of `n` figures; NaN where n is too small."""
+
+    mean: float
+    std: float
+    n: int
+
+
+class Cell(NamedTuple):
+    """The trials of one cell of a table."""
+
+    by_seed: pd.Series
+    """Figure of each finished trial, indexed by seed."""
+    lacks: str
+    """Why trials are not counted, e.g. `diverged ×1, missing ×1`; empty when all are."""
+
+    @property
+    def summary(self) -> Summary:
+        """Mean and spread over the finished trials."""
+        return summarise(self.by_seed)
+
+
+def summarise(values: Iterable[float]) -> Summary:
+    """Mean, sample standard deviation and count of the values that are numbers."""
+    array = np.asarray(list(values), dtype=float)
+    array = array[np.isfinite(array)]
+    mean = float(array.mean()) if len(array) else math.nan
+    return Summary(mean, float(array.std(ddof=1)) if len(array) > 1 else math.nan, len(array))
+
+
+def cell(rows: pd.DataFrame, column: str) -> Cell:
+    """The figures `column` of finished trials, and what became of the others."""
+    finished = rows["status"].to_numpy() == "finished"
+    values, seeds = rows[column].to_numpy(dtype=float), rows["seed"].to_numpy()
+    counted = finished & np.isfinite(values)
+    figures = pd.Series(values[counted], index=seeds[counted])
+    words = [f"{status} ×{count}" for status, count in Counter(rows["status"][~finished]).items()]
+    if counted.sum() < finished.sum():
+        words.append(f"no figure ×{finished.sum() - counted.sum()}")
+    return Cell(figures, ", ".join(words))
+
+
+def paired(left: Cell, right: Cell) -> Summary:
+    """`left - right` over the seeds that both have."""
+    pairs = [group.groupby(level=0).mean() for group in (left.by_seed, right.by_seed)]
+    return summarise((pairs[0] - pairs[1]).dropna())
+
+
+def within_noise(difference: Summary) -> bool:
+    """Whether a paired difference is no larger than its own spread over seeds (or has none)."""
+    return difference.n < 2 or abs(difference.mean) <= difference.std
+
+
+def number(value: float, digits: int = 2, sign: bool = False) -> str:
+    """A number with a true minus sign; a dash for none."""
+    if not math.isfinite(value):
+        return DASH
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def show(summary: Summary, digits: int = 2, sign: bool = False) -> str:
+    """`71.20 ± 0.30`, or the mean alone for one seed."""
+    if summary.n == 0:
+        return DASH
+    mean = number(summary.mean, digits, sign)
+    return mean if math.isnan(summary.std) else f"{mean} ± {number(summary.std, digits)}"
+
+
+def explain(summary: Summary, lacks: str, expected: int, digits: int = 2, sign: bool = False) -> str:
+    """A whole cell: the figure and, in brackets, its n where the header says another, and what is lacking."""
+    notes = []
+    if summary.n and summary.n != expected:
+        notes.append(f"n = {summary.n}" + (", no spread" if summary.n == 1 else ""))
+    if lacks:
+        notes.append(lacks)
+    text = show(summary, digits, sign)
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def header_n(cells: Iterable[Summary]) -> tuple[int, str]:
+    """The n that a column's header states, and how: `n = 3`, or `n = 3 unless stated` where cells differ."""
+    counts = {summary.n for summary in cells} - {0}
+    if not counts:
+        return 0, "n = 0"
+    top = max(counts)
+    return top, f"n = {top}" + (" unless stated" if len(counts) > 1 else "")

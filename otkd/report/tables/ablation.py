@@ -1,0 +1,98 @@
+"""One table per `grid:` axis: what a setting does to accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from otkd.core import names
+from otkd.core.records import SweepInfo
+from otkd.report import stats
+from otkd.report.frame import AXIS, axes, baselines, budget, has_val, show, students
+from otkd.report.table import Table, best, grouped, slug
+
+TITLE = "Ablation"
+ORDER = 20
+
+
+def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
+    """A table for each axis that has more than one value; none without an axis."""
+    tables = [_table(frame, axis) for axis in axes(frame)]
+    return [table for table in tables if len(table.frame) > 1]
+
+
+def _table(frame: pd.DataFrame, axis: str) -> Table:
+    rows = students(frame)
+    rows = rows.assign(setting=[_setting(value) for value in rows[AXIS + axis]])
+    rows = rows[rows["setting"] != ""]
+    settings = list(dict.fromkeys(rows["setting"]))
+    columns: dict[tuple[str, str], Sequence[str]] = {}
+    bold: set[tuple[int, int]] = set()
+    for (pair, method), group in rows.groupby(["pair", "method"], sort=False):
+        for column, words in _measures(frame).items():
+            cells = [stats.cell(group[group["setting"] == setting], column) for setting in settings]
+            summaries = [cell.summary for cell in cells]
+            bold |= best(len(columns), summaries)
+            expected, n = stats.header_n(summaries)
+            texts = [stats.explain(cell.summary, cell.lacks, expected) for cell in cells]
+            columns[f"{method} on {pair}", f"{words}, {n}"] = texts
+        columns |= _to_student(frame, group, settings, str(method), str(pair))
+    text = grouped(columns, settings, axis)
+    caption = _caption(frame, rows, axis)
+    return Table(f"ablation-{slug(axis)}", f"{TITLE}: {axis}", caption, text, _data(frame, rows, axis), frozenset(bold))
+
+
+def _measures(frame: pd.DataFrame) -> dict[str, str]:
+    """Column → its selection rule; validation first, since it is what a setting may be chosen by."""
+    val = {names.BEST_VAL_TOP1: "val top-1 %, best epoch"} if frame[names.BEST_VAL_TOP1].notna().any() else {}
+    return val | {names.test("last", names.TEST_TOP1): "test top-1 %, last epoch"}
+
+
+def _to_student(
+    frame: pd.DataFrame, group: pd.DataFrame, settings: list[str], method: str, pair: str
+) -> dict[tuple[str, str], list[str]]:
+    base = baselines(frame).student
+    if base is None or base in set(group["variant"]):
+        return {}
+    column = names.test("last", names.TEST_TOP1)
+    rows = students(frame)
+    floor = stats.cell(rows[(rows["variant"] == base) & (rows["pair"] == pair)], column)
+    deltas = [stats.paired(stats.cell(group[group["setting"] == setting], column), floor) for setting in settings]
+    expected, n = stats.header_n(deltas)
+    texts = [stats.explain(delta, "", expected, sign=True) for delta in deltas]
+    return {(f"{method} on {pair}", f"Δ test to {base}, paired, {n}"): texts}
+
+
+def _caption(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
+    choose = (
+        "Choose a setting by the validation column; the test column is for reading."
+        if has_val(frame)
+        else "Nothing was held out: to choose a setting by these test figures would be to tune on the test set."
+    )
+    bold = "Bold: highest mean of a column among those with all n."
+    return f"Rows: values of {axis}. {_others(frame, rows, axis)} {choose} {bold} {budget(frame)}"
+
+
+def _others(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
+    """What the means go over, and what stays as it is."""
+    values = {other: list(dict.fromkeys(map(_setting, rows[AXIS + other]))) for other in axes(frame) if other != axis}
+    averaged = [f"{other} ({', '.join(filter(None, found))})" for other, found in values.items() if len(found) > 1]
+    if averaged:
+        return f"Averaged over {' and '.join(averaged)}: n and ± count every such setting and seed. All else is fixed."
+    return "All other settings are fixed; ± is the sample standard deviation over n seeds."
+
+
+def _data(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> pd.DataFrame:
+    records = []
+    for (pair, method, setting), group in rows.groupby(["pair", "method", "setting"], sort=False):
+        for column in _measures(frame):
+            cell = stats.cell(group, column)
+            head = {"axis": axis, "pair": pair, "method": method, "value": setting, "metric": column}
+            records.append({**head, **cell.summary._asdict(), "not_counted": cell.lacks})
+    return pd.DataFrame(records)
+
+
+def _setting(value: object) -> str:
+    """Empty where a method has not this axis."""
+    return "" if value is None or (isinstance(value, float) and pd.isna(value)) else show(value)

@@ -1,0 +1,71 @@
+"""How much smaller and quicker the student is than its teacher."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from otkd.core import names
+from otkd.core.records import SweepInfo
+from otkd.report.frame import SIZES, pairs, students
+from otkd.report.stats import DASH
+from otkd.report.table import Table
+
+TITLE = "Compression"
+ORDER = 40
+
+CAPTION = (
+    "Parameters; multiply-adds of one image's forward pass; size of the fp32 weights on disk; latency of one image "
+    "on one CPU thread (median over trials, measured while other work may have run). In brackets: the teacher's "
+    "figure over this one. The network that is deployed has the same size whichever loss trained it."
+)
+WORDS = dict(zip(SIZES, ("parameters", "multiply-adds", "size", "latency"), strict=True))
+
+
+def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
+    """One table with teacher and student of each pair; none where no size is on record."""
+    data = pd.DataFrame([record for pair in pairs(frame) for record in _records(frame, pair)])
+    if data.empty or data[list(SIZES)].isna().all(axis=None):
+        return []
+    text = {"pair": data["pair"], "role": data["role"]}
+    for size in SIZES:
+        ratios = zip(data[size], data[f"{size} ratio"], data["role"], strict=True)
+        text[WORDS[size]] = [_cell(size, value, ratio, role) for value, ratio, role in ratios]
+    shown = pd.DataFrame({name: list(cells) for name, cells in text.items()}, dtype=object)
+    shown.index = pd.Index(data["network"], name="network", dtype=object)
+    return [Table("compression", TITLE, CAPTION, shown, data)]
+
+
+def _records(frame: pd.DataFrame, pair: str) -> list[dict[str, object]]:
+    rows = students(frame)
+    rows = rows[rows["pair"] == pair]
+    teachers = frame[(frame["role"] == "teacher") & frame["student"].isin(rows["teacher"])]
+    student = {size: rows[size].median() for size in SIZES}
+    teacher = {size: _first(teachers[size].median(), rows[names.TEACHER + size].median()) for size in SIZES}
+    ratios = {f"{size} ratio": teacher[size] / student[size] if student[size] else math.nan for size in SIZES}
+    return [
+        {"pair": pair, "role": "teacher", "network": rows["teacher"].iloc[0], **teacher, **dict.fromkeys(ratios, 1.0)},
+        {"pair": pair, "role": "student", "network": rows["student"].iloc[0], **student, **ratios},
+    ]
+
+
+def _first(*values: float) -> float:
+    return next((value for value in values if not math.isnan(value)), math.nan)
+
+
+def _cell(size: str, value: float, ratio: float, role: str) -> str:
+    if math.isnan(value):
+        return f"{DASH} (not on record)"
+    shown = {
+        names.BYTES: f"{value / 2**20:.2f} MiB",
+        names.LATENCY_MS: f"{value:.2f} ms",
+    }.get(size) or _count(value)
+    return shown if role == "teacher" or math.isnan(ratio) else f"{shown} ({ratio:.2f}×)"
+
+
+def _count(value: float) -> str:
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.2f} {unit}"
+    return f"{value:.0f}"

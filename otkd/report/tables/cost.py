@@ -1,0 +1,105 @@
+"""What training with each method costs: time, overhead against KD, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from otkd.core import names
+from otkd.core.records import SweepInfo
+from otkd.report import stats
+from otkd.report.frame import PROVENANCE, baselines, pairs, students, variants
+from otkd.report.table import Table, best, grouped
+
+TITLE = "Cost of training"
+ORDER = 30
+
+FIGURES = {names.IMAGES_PER_S: ("images / s", 0), names.PEAK_MIB: ("peak memory, MiB", 0)}
+
+
+def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
+    """One table; none where no student has a time on record."""
+    if not students(frame)[names.EPOCH_S].notna().any():
+        return []
+    columns: dict[tuple[str, str], Sequence[str]] = {}
+    bold: set[tuple[int, int]] = set()
+    base = reference(frame)
+    for pair in pairs(frame):
+        cells = [cost(frame, name, pair) for name in variants(frame)]
+        summaries = [cell.summary for cell in cells]
+        bold |= best(len(columns), summaries, lowest=True)
+        expected, n = stats.header_n(summaries)
+        texts = [stats.explain(cell.summary, cell.lacks, expected, digits=_digits(summaries)) for cell in cells]
+        columns[pair, f"s / epoch, {n}"] = texts
+        if base is not None:
+            ratios = [overhead(frame, name, pair, base) for name in variants(frame)]
+            columns[pair, f"× {base}"] = [stats.DASH if math.isnan(ratio) else f"{ratio:.2f}×" for ratio in ratios]
+        columns |= _others(frame, pair)
+    text = grouped(columns, variants(frame), "method")
+    return [Table("cost", TITLE, _caption(frame, base), text, _data(frame, base), frozenset(bold))]
+
+
+def reference(frame: pd.DataFrame) -> str | None:
+    """What overhead is measured against: KD, or the student alone where there is no KD."""
+    known = baselines(frame)
+    return known.kd or known.student
+
+
+def cost(frame: pd.DataFrame, variant: str, pair: str, column: str = names.EPOCH_S) -> stats.Cell:
+    """A cost of one method on one pair, by seed."""
+    chosen = (frame["role"] == "student") & (frame["variant"] == variant) & (frame["pair"] == pair)
+    return stats.cell(frame.loc[chosen, ["seed", "status", column]], column)
+
+
+def overhead(frame: pd.DataFrame, variant: str, pair: str, base: str) -> float:
+    """Seconds per epoch over the reference's, over the seeds that both have; NaN where there are none."""
+    left, right = (cost(frame, name, pair).by_seed.groupby(level=0).mean() for name in (variant, base))
+    seeds = left.index.intersection(right.index)
+    return float(left[seeds].mean() / right[seeds].mean()) if len(seeds) else math.nan
+
+
+def _others(frame: pd.DataFrame, pair: str) -> dict[tuple[str, str], list[str]]:
+    columns = {}
+    for column, (words, digits) in FIGURES.items():
+        means = [cost(frame, name, pair, column).summary.mean for name in variants(frame)]
+        if any(not math.isnan(mean) for mean in means):
+            columns[pair, words] = [stats.number(mean, digits) for mean in means]
+    return columns
+
+
+def _digits(summaries: list[stats.Summary]) -> int:
+    """Enough decimals for three figures of the quickest method."""
+    lowest = min((summary.mean for summary in summaries if summary.n and summary.mean > 0), default=1.0)
+    return max(0, min(4, 2 - math.floor(math.log10(lowest))))
+
+
+def _caption(frame: pd.DataFrame, base: str | None) -> str:
+    column = PROVENANCE + "device"
+    devices = students(frame)[column].dropna().unique() if column in frame else []
+    where = f"Measured on {' and '.join(map(str, devices))}." if len(devices) else "The device is not on record."
+    several = " Times from different devices cannot be compared." if len(devices) > 1 else ""
+    ratio = f" × {base}: the ratio of mean times over the seeds that both finished." if base else ""
+    return (
+        "Seconds per epoch are the training time as if a trial had trained alone: its own steps and the whole of the "
+        "teacher's forward passes and data that it shares with its cohort; the median over epochs, then mean ± "
+        f"sample standard deviation over n seeds.{ratio} Peak memory is that of the process (CPU) or device "
+        "allocator; trials of a cohort share it, so it does not tell methods of one cohort apart. Trials that ran "
+        f"side by side slow each other. {where}{several} Bold: lowest mean."
+    )
+
+
+def _data(frame: pd.DataFrame, base: str | None) -> pd.DataFrame:
+    records = []
+    for pair in pairs(frame):
+        for name in variants(frame):
+            cell = cost(frame, name, pair)
+            numbers = {f"epoch_s_{part}": value for part, value in cell.summary._asdict().items()}
+            ratio = {"overhead": overhead(frame, name, pair, base), "overhead_against": base} if base else {}
+            means = {
+                "images_per_s": cost(frame, name, pair, names.IMAGES_PER_S).summary.mean,
+                "peak_mib": cost(frame, name, pair, names.PEAK_MIB).summary.mean,
+            }
+            records.append({"pair": pair, "method": name, **numbers, **ratio, **means, "not_counted": cell.lacks})
+    return pd.DataFrame(records)

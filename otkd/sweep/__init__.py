@@ -1,0 +1,1 @@
+"""Sweeps: from a YAML file to trials, run locally or on Ray Tune."""

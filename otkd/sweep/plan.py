@@ -1,0 +1,257 @@
+"""From a checked sweep to its trials, in stages: teachers, then students. Imports neither torch nor ray."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from otkd.core import plugins
+from otkd.core.cards import DataCard, ModelCard
+from otkd.core.errors import ConfigError, Problem
+from otkd.core.layout import Layout
+from otkd.core.records import Label, SweepInfo
+from otkd.core.trial import Augment, Data, Model, Train, Trial, digest
+from otkd.sweep.spec import Loaded, SweepSpec, merge
+
+
+class Planned(NamedTuple):
+    """A trial and how the sweep presents it."""
+
+    trial: Trial
+    label: Label
+
+
+class Plan(NamedTuple):
+    """Everything that a sweep will run."""
+
+    info: SweepInfo
+    spec: SweepSpec
+    teachers: tuple[Planned, ...]
+    students: tuple[Planned, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[Planned, ...]:
+        """Teachers first."""
+        return (*self.teachers, *self.students)
+
+    def pending(self, layout: Layout) -> tuple[Planned, ...]:
+        """What has not been run to its end yet."""
+        return tuple(planned for planned in self.all if not layout.trial(planned.trial.key).done)
+
+
+class Variant(NamedTuple):
+    """One point of a method's grid."""
+
+    method: str
+    axes: dict[str, Any]
+    objective: dict[str, dict[str, Any]]
+
+
+def make(loaded: Loaded) -> Plan:
+    """Expand a sweep into trials.
+
+    Raises:
+        ConfigError: with every problem of every part: data set, networks, terms, layers, values.
+    """
+    spec = loaded.spec
+    problems: list[Problem] = []
+    data = _data(spec, problems)
+    train_t = _teacher_recipe(spec, problems)
+    pairs = _pairs(spec, problems)
+    variants = _variants(spec, problems)
+    for variant in variants:
+        problems += _impossible(variant, pairs)
+    if problems:
+        raise ConfigError(loaded.source, dict.fromkeys(problems))
+    assert data is not None
+    assert train_t is not None
+    teachers = {pair.teacher: _teacher(pair.teacher, data, train_t, spec.teacher.seed) for pair in spec.pairs}
+    students = tuple(
+        _student(variant, pair.student, teachers[pair.teacher].trial, data, spec.train, seed)
+        for pair in spec.pairs
+        for variant in variants
+        for seed in spec.seeds
+    )
+    planned = (*teachers.values(), *students)
+    return Plan(_info(loaded, data, planned), spec, tuple(teachers.values()), students, _warnings(spec))
+
+
+def _data(spec: SweepSpec, problems: list[Problem]) -> Data | None:
+    """The data configuration with the data set's own augmentation filled in."""
+    known = plugins.names("data")
+    if spec.data.name not in known:
+        problems.append(Problem("data.name", plugins.unknown("data set", spec.data.name, known)))
+        return None
+    card: DataCard = plugins.cards("data")[spec.data.name]
+    problems += _split_problems(spec.data, card)
+    if spec.data.augment is not None:
+        return spec.data
+    return spec.data.model_copy(update={"augment": Augment(pad=card.augment.pad, flip=card.augment.flip)})
+
+
+def _split_problems(data: Data, card: DataCard) -> Iterator[Problem]:
+    images = min(data.limit or card.train, card.train)
+    if data.limit is not None and data.limit > card.train:
+        yield Problem("data.limit", f"{data.name} has {card.train} training images, {data.limit} are asked for.")
+    if data.val >= 1 and (data.val >= images or data.val != int(data.val)):
+        yield Problem("data.val", f"a count below the {images} training images, or a share below 1. Got {data.val}.")
+
+
+def _teacher_recipe(spec: SweepSpec, problems: list[Problem]) -> Train | None:
+    try:
+        return Train.model_validate(merge(spec.train.model_dump(mode="json"), spec.teacher.train))
+    except ValidationError as error:
+        problems += plugins.problems_of(error, Train, "teacher.train")
+        return None
+
+
+def _pairs(spec: SweepSpec, problems: list[Problem]) -> list[tuple[str, ModelCard, ModelCard]]:
+    """(path, teacher's card, student's card) of every pair whose networks are known."""
+    cards = plugins.cards("models")
+    found = []
+    for index, pair in enumerate(spec.pairs):
+        missing = [who for who in ("teacher", "student") if getattr(pair, who) not in cards]
+        for who in missing:
+            message = plugins.unknown("model", getattr(pair, who), list(cards))
+            problems.append(Problem(f"pairs.{index}.{who}", message))
+        if not missing:
+            found.append((f"{pair.student} ← {pair.teacher}", cards[pair.teacher], cards[pair.student]))
+    return found
+
+
+def _variants(spec: SweepSpec, problems: list[Problem]) -> list[Variant]:
+    """Every method at every point of its grid, with all defaults filled in."""
+    variants = []
+    for method, terms in spec.methods.items():
+        if not terms:
+            problems.append(Problem(f"methods.{method}", "has no terms; e.g. {ce: 1, kd: {weight: 0.9}}."))
+        for axes in _grid(terms):
+            objective = {}
+            for term, value in terms.items():
+                options = _at(_options(value), term, axes)
+                try:
+                    config = plugins.configure("losses", str(term), options, f"methods.{method}.{term}")
+                    objective[term] = config.model_dump(mode="json")
+                except ConfigError as error:
+                    problems += error.problems
+            variants.append(Variant(method, axes, objective))
+    return variants
+
+
+def _options(value: Any) -> Any:
+    """`kd: 0.9` is short for `kd: {weight: 0.9}`."""
+    return value if isinstance(value, Mapping) and set(value) != {"grid"} else {"weight": value}
+
+
+def _grid(terms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes under a method: dotted path → value."""
+    axes = {path: values for term, value in terms.items() for path, values in _axes(_options(value), term)}
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _axes(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
+    if isinstance(value, Mapping):
+        if set(value) == {"grid"} and isinstance(value["grid"], list):
+            yield path, value["grid"]
+        else:
+            for key, below in value.items():
+                yield from _axes(below, f"{path}.{key}")
+
+
+def _at(value: Any, path: str, axes: Mapping[str, Any]) -> Any:
+    """`value` with each axis replaced by its value at one point of the grid."""
+    if path in axes:
+        return axes[path]
+    if isinstance(value, Mapping):
+        return {key: _at(below, f"{path}.{key}", axes) for key, below in value.items()}
+    return value
+
+
+def _impossible(variant: Variant, pairs: list[tuple[str, ModelCard, ModelCard]]) -> Iterator[Problem]:
+    """What a term asks for and a pair cannot give."""
+    for term, options in variant.objective.items():
+        config = plugins.head("losses", term).Config.model_validate(options)
+        for name, teacher, student in pairs:
+            for problem in config.check(student, teacher):
+                where = f"methods.{variant.method}.{term}.{problem.path}".rstrip(".")
+                yield Problem(where, f"({name}) {problem.message}")
+
+
+def _teacher(name: str, data: Data, train: Train, seed: int) -> Planned:
+    objective = {"ce": plugins.configure("losses", "ce", {}).model_dump(mode="json")}
+    trial = Trial(data=data, student=Model(name=name), objective=objective, train=train, seed=seed)
+    label = Label(key=trial.key, role="teacher", method="teacher", pair=name, student=name, teacher="", seed=seed)
+    return Planned(trial, label)
+
+
+def _student(variant: Variant, name: str, teacher: Trial, data: Data, train: Train, seed: int) -> Planned:
+    trial = Trial(
+        data=data, student=Model(name=name), teacher=teacher, objective=variant.objective, train=train, seed=seed
+    )
+    label = Label(
+        key=trial.key,
+        role="student",
+        method=variant.method,
+        pair=f"{name} ← {teacher.student.name}",
+        student=name,
+        teacher=teacher.student.name,
+        seed=seed,
+        axes=variant.axes,
+    )
+    return Planned(trial, label)
+
+
+def _info(loaded: Loaded, data: Data, planned: tuple[Planned, ...]) -> SweepInfo:
+    spec = loaded.spec
+    labels = tuple(item.label for item in planned)
+    identity = {"name": spec.name, "labels": [json.loads(label.model_dump_json()) for label in labels]}
+    return SweepInfo(
+        name=f"{spec.name}-{loaded.profile}" if loaded.profile else spec.name,
+        key=digest(identity),
+        question=spec.question,
+        profile=loaded.profile,
+        yaml=loaded.yaml,
+        notes=_notes(spec, data),
+        dataset=data.name,
+        labels=labels,
+    )
+
+
+def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
+    """What has to stand beside the numbers: images, budget, selection rule."""
+    card: DataCard = plugins.cards("data")[data.name]
+    images = data.limit or card.train
+    val = int(data.val if data.val >= 1 else round(data.val * images))
+    epochs_t = spec.teacher.train.get("epochs", spec.train.epochs)
+    selection = (
+        f"{val} training images are held out for validation (split seed {data.split_seed}); the test set is measured "
+        "with the last weights and with those that were best on validation."
+        if val
+        else "No validation split: all training images train, the test set is measured with the weights of the last "
+        "epoch, as is usual in the literature."
+    )
+    return (
+        f"Data: {data.name}, {images - val} training images of {card.train}, {card.test} test images.",
+        f"Budget: students {spec.train.epochs} epochs, teachers {epochs_t}, batch size {spec.train.batch_size}, "
+        f"{spec.train.optimizer.name} with learning rate {spec.train.optimizer.lr:g}, "
+        f"{spec.train.schedule.name} schedule.",
+        selection,
+        f"{len(spec.seeds)} seed{'s' * (len(spec.seeds) > 1)} per method; methods share teacher, batches, augmentation "
+        "and initial weights, so differences are paired by seed. ± is the sample standard deviation over seeds.",
+    )
+
+
+def _warnings(spec: SweepSpec) -> tuple[str, ...]:
+    cards = plugins.cards("models")
+    return tuple(
+        f"pairs.{index}: the teacher {pair.teacher} ({cards[pair.teacher].params:,} parameters) is smaller than the "
+        f"student {pair.student} ({cards[pair.student].params:,})."
+        for index, pair in enumerate(spec.pairs)
+        if cards[pair.teacher].params < cards[pair.student].params
+    )

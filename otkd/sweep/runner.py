@@ -1,0 +1,86 @@
+"""What runs cohorts, and how a worker's records travel to the driver."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from otkd.core.records import EpochRecord, MetricSink, TrialResult
+from otkd.core.trial import Trial
+
+
+class Listener(MetricSink, Protocol):
+    """A sink that also hears what a person should know."""
+
+    def note(self, text: str) -> None:
+        """A warning, or an event worth a line: a retry, a damaged checkpoint."""
+
+
+class Runner(Protocol):
+    """Trains cohorts. A trial whose cohort could not be trained is left undone; the next attempt takes it up."""
+
+    slots: int
+    """How many cohorts run at the same time."""
+
+    def run(self, cohorts: Sequence[Sequence[Trial]], listener: Listener) -> None:
+        """Train all of them."""
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+Event = tuple[str, str]
+"""What happened, and its record as JSON or text."""
+
+
+class Mailbox:
+    """A listener that collects events so that they can be sent elsewhere."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def start(self, trial: Trial) -> None:
+        self._events.append(("start", trial.model_dump_json()))
+
+    def epoch(self, record: EpochRecord) -> None:
+        self._events.append(("epoch", record.model_dump_json()))
+
+    def finish(self, result: TrialResult) -> None:
+        self._events.append(("finish", result.model_dump_json()))
+
+    def note(self, text: str) -> None:
+        self._events.append(("note", text))
+
+    def close(self) -> None:
+        pass
+
+    def take(self) -> list[Event]:
+        """The events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+def deliver(events: Iterable[Event], listener: Listener) -> None:
+    """Pass events from a `Mailbox` on."""
+    for kind, text in events:
+        if kind == "note":
+            listener.note(text)
+        elif kind == "start":
+            listener.start(Trial.model_validate_json(text))
+        elif kind == "epoch":
+            listener.epoch(EpochRecord.model_validate_json(text))
+        else:
+            listener.finish(TrialResult.model_validate_json(text))
+
+
+class NoteHandler(logging.Handler):
+    """Passes the engine's warnings to a listener."""
+
+    def __init__(self, listener: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._listener = listener
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._listener.note(record.getMessage())

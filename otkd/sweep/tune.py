@@ -1,0 +1,158 @@
+"""Runs cohorts on Ray Tune: one Tune trial is one cohort."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it ends the driver, which ends all
+
+import ray
+from ray import tune
+
+from otkd.core.errors import OtkdError, StorageError
+from otkd.core.layout import Layout
+from otkd.core.trial import Trial
+from otkd.sweep.runner import Listener, Mailbox, NoteHandler, deliver
+from otkd.sweep.spec import Resources
+from otkd.train import CohortTrainer, Environment
+
+REPORT_EVERY_S = 1.0
+"""Epochs shorter than this are reported to the driver several at a time."""
+
+
+class CohortTrainable(tune.Trainable):
+    """A cohort as Tune sees it; an actor serves many of them, so torch is imported once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._mailbox = Mailbox()
+        logging.getLogger("otkd").handlers = [NoteHandler(self._mailbox)]
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        begin = time.monotonic()
+        try:
+            while not self._trainer.done and time.monotonic() - begin < REPORT_EVERY_S:
+                self._trainer.step()
+        except StorageError as error:  # no retry helps: the driver has to hear of it and stop
+            return {"events": self._mailbox.take(), "storage": str(error), "done": True}
+        return {"events": self._mailbox.take(), "done": self._trainer.done}
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        trials = [Trial.model_validate_json(text) for text in config["cohort"]]
+        environment = config["environment"]
+        layout = Layout(environment.pop("layout"))
+        data_dir = environment.pop("data_dir")
+        self._trainer = CohortTrainer(
+            trials,
+            self._mailbox,
+            Environment(layout=layout, data_dir=Path(data_dir) if data_dir else None, **environment),
+        )
+
+
+class RayRunner:
+    """Cohorts as Ray Tune trials over the cores and GPUs of this machine, or of the cluster at `address`.
+
+    Raises:
+        OtkdError: the cluster cannot be reached.
+    """
+
+    def __init__(self, environment: Environment, resources: Resources, address: str = "local") -> None:
+        self.environment, self.resources, self.address = environment, resources, address
+
+    def __enter__(self) -> RayRunner:
+        try:
+            ray.init(
+                address=self.address,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({"object_store_memory": 2**28} if self.address == "local" else {}),
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise OtkdError(
+                f"Ray at {self.address!r} does not answer: {error}. Without --address it runs here."
+            ) from error
+        total = ray.cluster_resources()
+        self.cpu = min(self.resources.cpu, total.get("CPU", 1))
+        self.gpu = self.resources.gpu if total.get("GPU", 0) else 0
+        by_cpu = int(total.get("CPU", 1) / self.cpu)
+        self.slots = max(1, min(by_cpu, int(total["GPU"] / self.gpu)) if self.gpu else by_cpu)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        ray.shutdown()
+
+    def run(self, cohorts: Sequence[Sequence[Trial]], listener: Listener) -> None:
+        """Train all of them; a cohort whose worker keeps dying is named and left for the next attempt.
+
+        Raises:
+            StorageError: nothing more can be written.
+        """
+        environment = dataclasses.asdict(
+            dataclasses.replace(self.environment, threads=self.environment.threads or max(1, int(self.cpu)))
+        )
+        layout = self.environment.layout
+        environment["layout"] = str(layout.root.resolve())
+        environment["data_dir"] = str(self.environment.data_dir.resolve()) if self.environment.data_dir else None
+        space = {
+            "cohort": tune.grid_search([[trial.model_dump_json() for trial in cohort] for cohort in cohorts]),
+            "environment": environment,
+        }
+        courier = _Courier(listener)
+        tuner = tune.Tuner(
+            tune.with_resources(CohortTrainable, {"cpu": self.cpu, "gpu": self.gpu}),
+            param_space=space,
+            tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
+            run_config=tune.RunConfig(
+                storage_path=str(layout.ray.resolve()),
+                failure_config=tune.FailureConfig(max_failures=self.resources.retries),
+                callbacks=[courier],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        if courier.storage:
+            raise StorageError(courier.storage)
+
+
+class _Courier(tune.Callback):
+    """Carries what workers report to the driver's listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.storage = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings so that it could restore them elsewhere; the listener stays here."""
+        return {"storage": self.storage}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        deliver(result.pop("events", ()), self._listener)
+        self.storage = self.storage or result.get("storage", "")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._listener.note(f"a worker was lost ({_reason(trial)}); its cohort goes on from the last checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._listener.note(f"a cohort failed: {_reason(trial)}")
+
+
+def _reason(trial: Any) -> str:
+    """The last line of what Ray knows about a failure."""
+    try:
+        return str(trial.get_pickled_error() or "unknown").strip().splitlines()[-1]
+    except Exception:
+        return "unknown"

@@ -1,0 +1,73 @@
+"""Checkpoints: written whole or not at all, the one before kept, read without unpickling code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otkd.core.errors import CheckpointError
+from otkd.core.layout import TrialDir, atomic
+
+log = logging.getLogger("otkd")
+
+
+def save(folder: TrialDir, state: dict[str, Any]) -> None:
+    """Write `state` as the newest checkpoint; the newest so far becomes the previous one.
+
+    Raises:
+        StorageError: the disk refuses; the newest so far is still there.
+    """
+    with atomic(folder.checkpoint) as temporary:
+        torch.save(state, temporary)
+        if folder.checkpoint.exists():
+            folder.checkpoint.replace(folder.previous)
+
+
+def load(folder: TrialDir) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, or None when there is none. A damaged one is named in the log."""
+    for path in (folder.checkpoint, folder.previous):
+        if not path.exists():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a torn file fails in many ways, all of which mean the same
+            log.warning("%s cannot be read (%s); going on from the one before", path, _first_line(error))
+            continue
+        return state
+    return None
+
+
+def remove(folder: TrialDir) -> None:
+    """A trial that has ended needs no checkpoint."""
+    for path in (folder.checkpoint, folder.previous):
+        path.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write a plain state dict."""
+    with atomic(path) as temporary:
+        torch.save(weights, temporary)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a plain state dict.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there are no weights at {path}; train that network first.") from None
+    except Exception as error:
+        way_out = "delete its folder to train it again."
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); {way_out}") from error
+    return weights
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

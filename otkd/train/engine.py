@@ -1,0 +1,276 @@
+"""The engine: trains a cohort, that is trials which differ in nothing but their objective, together.
+
+One teacher forward and one batch stream serve all members. What a member computes does not depend on who else is there:
+its numbers are the same alone and in company, interrupted and not (bit for bit on a CPU with the same thread count).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from otkd.core import names
+from otkd.core.errors import StorageError, TrialError
+from otkd.core.layout import Layout, write_text
+from otkd.core.output import Batch
+from otkd.core.records import EpochRecord, MetricSink, TrialResult
+from otkd.core.trial import Data, Trial
+from otkd.data.pipeline import Batches, prepare
+from otkd.train import checkpoint
+from otkd.train.device import Stopwatch, autocast_dtype, peak_mib, pick
+from otkd.train.evaluate import evaluate
+from otkd.train.measure import compression
+from otkd.train.provenance import provenance
+from otkd.train.student import Student
+from otkd.train.teacher import Teacher
+
+log = logging.getLogger("otkd")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and how to train; nothing here may change a result."""
+
+    layout: Layout = field(default_factory=Layout)
+    """Where checkpoints and results lie."""
+    data_dir: Path | None = None
+    """A local copy of the data set."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, or `auto`."""
+    threads: int | None = None
+    """CPU threads; None leaves torch's own choice."""
+    checkpoint_s: float = 15.0
+    """Seconds of training between checkpoints; written at the end of the epoch in which they run out."""
+
+
+def fit(trials: Sequence[Trial], sink: MetricSink, environment: Environment | None = None) -> list[TrialResult]:
+    """Train a cohort to its end, from checkpoints where there are any.
+
+    Args:
+        trials: one or more that differ in nothing but their objective; their teacher has been trained before.
+        sink: hears of every start, epoch and end.
+        environment: where and how.
+
+    Returns:
+        Results in the order of `trials`.
+
+    Raises:
+        OtkdError: the trials are no cohort, the teacher is missing, the data cannot be read, the disk is full.
+    """
+    trainer = CohortTrainer(trials, sink, environment or Environment())
+    while not trainer.done:
+        trainer.step()
+    return [trainer.results[trial.key] for trial in trials]
+
+
+def fetch(data: Data, environment: Environment) -> None:
+    """Decode a data set into the cache, so that workers find it there and a user hears early when it is missing.
+
+    Raises:
+        DataError: it cannot be had.
+    """
+    prepare(data, data_dir=environment.data_dir, cache_dir=environment.layout.cache)
+
+
+class CohortTrainer:
+    """A cohort, one epoch at a time. Arguments and errors as for `fit`."""
+
+    def __init__(self, trials: Sequence[Trial], sink: MetricSink, environment: Environment) -> None:
+        if len({trial.cohort for trial in trials}) != 1:
+            raise TrialError("a cohort is one or more trials that differ in nothing but their objective.")
+        if environment.threads:
+            torch.set_num_threads(environment.threads)
+        self.sink, self.environment, self.layout = sink, environment, environment.layout
+        self.device = pick(environment.device)
+        self.dtype = autocast_dtype(trials[0].train.precision, self.device)
+        self.results: dict[str, TrialResult] = {}
+        first = trials[0]
+        self.splits = prepare(first.data, data_dir=environment.data_dir, cache_dir=self.layout.cache)
+        self.train = self._batches(first, "train")
+        self.val = self._batches(first, "val") if self.splits.val is not None else None
+        self.test = self._batches(first, "test")
+        self.teacher = (
+            Teacher(first.teacher, self.layout, self.splits, self.device, self.dtype) if first.teacher else None
+        )
+        self.students = self._students(trials)
+        self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
+        self._saved = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Every member has ended."""
+        return not self.students
+
+    def step(self) -> list[EpochRecord]:
+        """Train one epoch of those members that are furthest behind (all, unless some have a stage before training)."""
+        tick = min(student.tick for student in self.students)
+        members = [student for student in self.students if student.tick == tick]
+        self._train_epoch(tick, members)
+        records = [self._close_epoch(student) for student in self._alive(members)]
+        for record in records:
+            self.sink.epoch(record)
+        self._end(members)
+        if time.monotonic() - self._saved >= self.environment.checkpoint_s:
+            self.save()
+        return records
+
+    def save(self) -> None:
+        """Write a checkpoint of every member that is still in training."""
+        for student in self.students:
+            student.save()
+        self._saved = time.monotonic()
+
+    def _batches(self, trial: Trial, split: str) -> Batches:
+        return Batches(
+            getattr(self.splits, split),
+            self.splits.card,
+            augment=trial.data.augment,
+            batch_size=trial.train.batch_size,
+            seed=trial.seed,
+            device=self.device,
+        )
+
+    def _students(self, trials: Sequence[Trial]) -> list[Student]:
+        image_2CHW = next(iter(self.test.ordered(2))).image
+        probe_t = self.teacher(image_2CHW) if self.teacher else None
+        students = []
+        for trial in trials:
+            folder = self.layout.trial(trial.key)
+            if folder.done:
+                self.results[trial.key] = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
+                continue
+            write_text(folder.trial, trial.model_dump_json(indent=1))
+            student = Student(
+                trial,
+                self.layout,
+                image_2CHW=image_2CHW,
+                probe_t=probe_t,
+                classes=self.splits.card.classes,
+                dtype=self.dtype,
+            )
+            self.sink.start(trial)
+            students.append(student)
+        return students
+
+    def _train_epoch(self, tick: int, members: list[Student]) -> None:
+        for student in members:
+            student.begin_epoch()
+        steps = len(self.train)
+        batches = iter(self.train.epoch(tick))
+        while True:
+            with self._data_clock.running():
+                batch = next(batches, None)
+            if batch is None or not self._alive(members):
+                break
+            self._train_batch(batch, self._alive(members), steps)
+
+    def _train_batch(self, batch: Batch, members: list[Student], steps: int) -> None:
+        out_t = None
+        if self.teacher and any(student.objective.needs_teacher for student in members):
+            with self._teacher_clock.running():
+                out_t = self.teacher(batch.image)
+        for student in members:
+            try:
+                student.train_step(batch, out_t, steps)
+            except Exception as error:
+                self._fail(student, error)
+
+    def _alive(self, members: list[Student]) -> list[Student]:
+        return [student for student in members if not student.problem and student in self.students]
+
+    def _close_epoch(self, student: Student) -> EpochRecord:
+        begin = time.perf_counter()
+        val = self._evaluate(student, self.val) if self.val else {}
+        eval_s = time.perf_counter() - begin
+        teacher_s, data_s = self._shared_seconds(student.tick)
+        own_s = student.clock.read()
+        epoch_s = own_s + data_s + (teacher_s if student.objective.needs_teacher else 0.0)
+        metrics = {
+            names.OWN_S: own_s,
+            names.TEACHER_S: teacher_s,
+            names.DATA_S: data_s,
+            names.EVAL_S: eval_s,
+            names.EPOCH_S: epoch_s,
+            names.IMAGES_PER_S: len(self.splits.train.labels) / epoch_s,
+            names.PEAK_MIB: peak_mib(self.device),
+        }
+        return student.end_epoch(metrics, val)
+
+    def _shared_seconds(self, tick: int) -> tuple[float, float]:
+        """Seconds of teacher and data in the epoch at `tick`, the same for every member."""
+        if getattr(self, "_shared_tick", None) != tick:
+            self._shared_tick = tick
+            self._shared = self._teacher_clock.read(), self._data_clock.read()
+        return self._shared
+
+    def _evaluate(self, student: Student, batches: Batches) -> dict[str, float]:
+        answers_N = self.teacher.answers(batches) if self.teacher else None
+        return evaluate(student.model, batches, self.device, self.dtype, answers_N)
+
+    def _end(self, members: list[Student]) -> None:
+        for student in members:
+            if student not in self.students:
+                continue  # failed on the way
+            if student.problem:
+                self._finish(student, "diverged", {})
+            elif student.done:
+                self._finish(student, "finished", self._final_figures(student))
+
+    def _final_figures(self, student: Student) -> dict[str, float]:
+        """What is measured once: test accuracy with last and best weights, size and speed; the teacher's too."""
+        last = self._evaluate(student, self.test)
+        figures = {names.test("last", name): value for name, value in last.items()}
+        checkpoint.save_weights(student.folder.last, student.weights())
+        if student.best is not None:
+            checkpoint.save_weights(student.folder.best, student.best.weights)
+            figures |= {names.BEST_EPOCH: float(student.best.epoch), names.BEST_VAL_TOP1: student.best.top1}
+            figures |= {names.test("best", name): value for name, value in self._best_figures(student, last).items()}
+        figures |= compression(student.model, self.splits.card)
+        figures[names.WALL_S] = sum(record.metrics[names.EPOCH_S] for record in student.history)
+        return figures | (self.teacher.metrics if self.teacher else {})
+
+    def _best_figures(self, student: Student, last: dict[str, float]) -> dict[str, float]:
+        assert student.best is not None
+        if student.best.epoch == student.trial.train.epochs:
+            return last
+        student.model.load_state_dict(student.best.weights)
+        return self._evaluate(student, self.test)
+
+    def _finish(self, student: Student, status: str, figures: dict[str, float]) -> None:
+        result = self._result(student, status, figures, student.problem)
+        write_text(student.folder.result, result.model_dump_json(indent=1))
+        checkpoint.remove(student.folder)
+        self._leave(student, result)
+
+    def _fail(self, student: Student, error: Exception) -> None:
+        """An error of one member ends that member alone; it is tried again by the next run, from its checkpoint."""
+        if isinstance(error, StorageError):
+            raise error
+        reason = f"{type(error).__name__}: {error}"
+        log.warning("trial %s failed: %s", student.trial.key, reason, exc_info=log.isEnabledFor(logging.DEBUG))
+        self._leave(student, self._result(student, "failed", {}, reason))
+
+    def _leave(self, student: Student, result: TrialResult) -> None:
+        self.results[student.trial.key] = result
+        self.students.remove(student)
+        self.sink.finish(result)
+
+    def _result(self, student: Student, status: str, figures: dict[str, float], reason: str) -> TrialResult:
+        return TrialResult.model_validate(
+            {
+                "key": student.trial.key,
+                "status": status,
+                "metrics": {name: value for name, value in figures.items() if math.isfinite(value)},
+                "epochs": tuple(student.history),
+                "provenance": provenance(self.device, self.dtype),
+                "started": student.started,
+                "ended": time.time(),
+                "reason": reason,
+            }
+        )

@@ -1,0 +1,234 @@
+"""One trial in training: network, objective, optimizer, position, and everything that a checkpoint has to hold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from otkd.core import names
+from otkd.core.layout import Layout
+from otkd.core.output import Batch, ModelOutput
+from otkd.core.records import EpochRecord
+from otkd.core.seeds import derive
+from otkd.core.trial import Trial
+from otkd.losses.base import Probe
+from otkd.losses.objective import MAIN, Objective
+from otkd.models.factory import create
+from otkd.train import checkpoint
+from otkd.train.device import RandomStream, Stopwatch
+from otkd.train.evaluate import top_k
+from otkd.train.optim import lr_factor, optimizer
+
+CHECK_EVERY = 50
+"""Steps between looks at whether the loss is still finite, on devices where a look makes the host wait."""
+
+
+class Position(NamedTuple):
+    """A place on a trial's time line."""
+
+    stage: str
+    epoch: int
+    """1-based within the stage."""
+    epochs: int
+    """Epochs of the stage."""
+
+
+class Best(NamedTuple):
+    """The weights that did best on validation so far."""
+
+    epoch: int
+    top1: float
+    weights: dict[str, Tensor]
+
+
+class Student:
+    """A network in training.
+
+    Time is counted in ticks, one an epoch: 1, 2, … are the epochs of the main stage, in which all members of a cohort
+    agree; the epochs of stages before it lie at 0, -1, …
+
+    Args:
+        trial: what to train.
+        probe_t: the teacher's output for two images, or None.
+        image_2CHW: the two images.
+        classes: size of the classifier.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        layout: Layout,
+        *,
+        image_2CHW: Tensor,
+        probe_t: ModelOutput | None,
+        classes: int,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.trial = trial
+        self.folder = layout.trial(trial.key)
+        self.device, self.dtype = image_2CHW.device, dtype
+        network = create(trial.student.name, classes=classes, channels=image_2CHW.shape[1], seed=trial.seed)
+        self.model: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)
+        probe = Probe(_probe(self.model, image_2CHW), probe_t, classes)
+        self.objective = Objective(trial.objective, probe, trial.seed).to(self.device)
+        self.stages = self.objective.stages
+        self.random = RandomStream(derive(trial.seed, "dropout"), self.device)
+        self.tick = 1 - sum(stage.epochs for stage in self.stages)
+        self.optimizer = self._new_optimizer()
+        self.history: list[EpochRecord] = []
+        self.best: Best | None = None
+        self.started = time.time()
+        self.clock = Stopwatch(self.device)
+        self.problem = ""
+        """Why the trial diverged; empty while all is well."""
+        self._resume()
+
+    @property
+    def done(self) -> bool:
+        """All epochs are trained."""
+        return self.tick > self.trial.train.epochs
+
+    @property
+    def position(self) -> Position:
+        """Stage and epoch of the current tick."""
+        before = self.tick + sum(stage.epochs for stage in self.stages)
+        for stage in self.stages:
+            if before <= stage.epochs:
+                return Position(stage.name, before, stage.epochs)
+            before -= stage.epochs
+        return Position(MAIN, self.tick, self.trial.train.epochs)
+
+    def begin_epoch(self) -> None:
+        """Get ready for the current tick."""
+        if self.position.epoch == 1:
+            self.optimizer = self._new_optimizer()
+        self.model.train()
+        self.objective.train()
+        self._step = 0
+        self._sums: dict[str, Tensor] = {}
+        self._seen = 0
+        self._unsound = torch.zeros((), dtype=torch.bool, device=self.device)
+
+    def train_step(self, batch: Batch, out_t: ModelOutput | None, steps: int) -> None:
+        """Forward, backward, update. Sets `problem` once the loss is no longer finite.
+
+        Args:
+            steps: batches in this epoch.
+        """
+        stage = self.position.stage
+        self._set_lr(stage, self._step / steps)
+        with self.clock.running(), self.random:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                out_s = self.model(batch.image)
+                output = self.objective(out_s, out_t, batch, stage)
+            self.optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            if self.trial.train.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._parameters(), self.trial.train.clip_norm)
+            self.optimizer.step()
+            self._count(output.loss.detach(), output.metrics, out_s.logits.detach(), batch.target)
+        self._step += 1
+        if self.device.type == "cpu" or self._step % CHECK_EVERY == 0 or self._step == steps:
+            self._look_for_divergence()
+
+    def end_epoch(self, metrics: dict[str, float], val: dict[str, float]) -> EpochRecord:
+        """Close the current tick and move on to the next.
+
+        Args:
+            metrics: what the cohort measured (times, memory).
+            val: figures on the validation images, empty without any.
+        """
+        position = self.position
+        sums = {name: total.item() / self._seen for name, total in self._sums.items()}
+        figures = {f"val/{name}": value for name, value in val.items()}
+        record = EpochRecord(
+            key=self.trial.key,
+            stage=position.stage,
+            epoch=position.epoch,
+            epochs=position.epochs,
+            metrics={names.LR: self.optimizer.param_groups[0]["lr"], **sums, **figures, **metrics},
+            time=time.time(),
+        )
+        self.history.append(record)
+        if position.stage == MAIN and val and (self.best is None or val["top1"] > self.best.top1):
+            self.best = Best(position.epoch, val["top1"], self.weights())
+        self.tick += 1
+        return record
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the network's state dict on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def save(self) -> None:
+        """Write a checkpoint from which training goes on exactly as if it had not stopped."""
+        state = {
+            "tick": self.tick,
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.random.state,
+            "history": [record.model_dump_json() for record in self.history],
+            "best": tuple(self.best) if self.best else None,
+            "started": self.started,
+        }
+        checkpoint.save(self.folder, state)
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.folder)
+        if state is None:
+            return
+        self.tick = state["tick"]
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.random.state = state["random"]
+        self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
+        self.best = Best(*state["best"]) if state["best"] else None
+        self.started = state["started"]
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return optimizer(self.trial.train.optimizer, self._parameters())
+
+    def _parameters(self) -> Iterable[nn.Parameter]:
+        return [*self.model.parameters(), *self.objective.parameters()]
+
+    def _set_lr(self, stage: str, share: float) -> None:
+        if stage == MAIN:
+            lr = self.trial.train.optimizer.lr * lr_factor(self.trial.train, self.tick - 1 + share)
+        else:
+            lr = next(own.lr for own in self.stages if own.name == stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _count(self, loss: Tensor, metrics: dict[str, Tensor], logits_BK: Tensor, target_B: Tensor) -> None:
+        """Add this batch to the epoch's sums, on the device."""
+        size = len(target_B)
+        self._unsound |= ~torch.isfinite(loss)
+        values = {names.TRAIN_LOSS: loss, **metrics}
+        counts = {
+            names.TRAIN_TOP1: 100 * top_k(logits_BK, target_B, 1),
+            names.TRAIN_TOP5: 100 * top_k(logits_BK, target_B, 5),
+        }
+        for name, value in {**{name: value * size for name, value in values.items()}, **counts}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._seen += size
+
+    def _look_for_divergence(self) -> None:
+        if bool(self._unsound):
+            position = self.position
+            loss = self._sums[names.TRAIN_LOSS].item()
+            what = "not a number" if math.isnan(loss) else "infinite"
+            self.problem = f"the loss became {what} in {position.stage} epoch {position.epoch}, by step {self._step}"
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, image_2CHW: Tensor) -> ModelOutput:
+    """The network's output in eval mode, so that batch norm learns nothing from it."""
+    model.eval()
+    output: ModelOutput = model(image_2CHW)
+    return output

@@ -1,0 +1,60 @@
+"""The teacher, owned in one place: frozen, in eval mode, without gradient, its accuracy known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from otkd.core import names
+from otkd.core.errors import CheckpointError
+from otkd.core.layout import Layout
+from otkd.core.output import ModelOutput
+from otkd.core.records import TrialResult
+from otkd.core.trial import Trial
+from otkd.data.pipeline import Batches, Splits
+from otkd.models.factory import create
+from otkd.train.checkpoint import load_weights
+from otkd.train.evaluate import predictions
+
+
+class Teacher:
+    """A trained network that only answers.
+
+    Args:
+        trial: how it was trained; its weights and result are looked up by the trial's key.
+        layout: where finished trials lie.
+
+    Raises:
+        CheckpointError: it has not been trained, or its files are damaged.
+    """
+
+    def __init__(
+        self, trial: Trial, layout: Layout, splits: Splits, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
+        folder = layout.trial(trial.key)
+        who = f"the teacher {trial.student.name} ({trial.key})"
+        if not folder.done:
+            raise CheckpointError(f"{who} has not been trained in {layout.root}; train it first.")
+        result = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
+        if result.status != "finished":
+            raise CheckpointError(f"{who} {result.status}: {result.reason}")
+        self.metrics = {names.TEACHER + name: value for name, value in result.metrics.items() if name != names.WALL_S}
+        card = splits.card
+        self.model = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
+        self.model.load_state_dict(load_weights(folder.last))
+        self.model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._device, self._dtype = device, dtype
+        self._answers: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, image_BCHW: Tensor) -> ModelOutput:
+        """The teacher's output; carries no gradient."""
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
+            output: ModelOutput = self.model(image_BCHW)
+        return output
+
+    def answers(self, batches: Batches) -> Tensor:
+        """The classes (N,) that the teacher predicts for images in order; computed once for each set."""
+        if id(batches) not in self._answers:
+            self._answers[id(batches)] = predictions(self, batches)
+        return self._answers[id(batches)]

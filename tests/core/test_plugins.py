@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import pytest
+
+from otkd.core import plugins
+from otkd.core.errors import ConfigError, OtkdError
+
+HEADS = """
+import sys
+from otkd.core import plugins
+for group in ("losses", "ot", "models", "data"):
+    for name in plugins.names(group):
+        plugins.head(group, name)
+heavy = {"torch", "ray", "numpy", "pandas", "mlflow"} & set(sys.modules)
+assert not heavy, heavy
+print(sum(len(plugins.names(group)) for group in plugins.GROUPS))
+"""
+
+
+def test_heads_of_all_plugins_load_without_torch():
+    done = subprocess.run([sys.executable, "-c", HEADS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10
+
+
+def test_unknown_plugin_names_the_nearest():
+    with pytest.raises(OtkdError, match="Did you mean 'cifar100'"):
+        plugins.source("data", "cifar10O")
+
+
+def test_problems_are_reported_together_with_their_paths():
+    options = {"wieght": 1, "solver": {"name": "sinkhorn", "epsilon": -1, "epsilom": 2}, "cost": "manhattan"}
+    with pytest.raises(ConfigError) as caught:
+        plugins.configure("losses", "transport", options, "methods.ot.transport")
+    text = str(caught.value)
+    assert "methods.ot.transport.wieght: unknown key" in text
+    assert "Did you mean 'weight'?" in text
+    assert "methods.ot.transport.solver.epsilon" in text
+    assert "Did you mean 'epsilon'?" in text
+    assert "methods.ot.transport.cost" in text
+    assert "'manhattan'" in text
+    assert len(caught.value.problems) == 4
+
+
+def test_a_solver_may_be_given_by_its_name_alone():
+    assert plugins.configure("losses", "transport", {"solver": "exact"}).solver.name == "exact"
+    with pytest.raises(ConfigError, match=r"solver: there is no solver 'sinkhron'.*Did you mean 'sinkhorn'"):
+        plugins.configure("losses", "transport", {"solver": "sinkhron"})
+
+
+def test_defaults_are_filled_in_so_that_the_key_does_not_depend_on_what_was_spelled_out():
+    short = plugins.configure("losses", "transport", {"solver": "sinkhorn"}).model_dump(mode="json")
+    long = plugins.configure("losses", "transport", short).model_dump(mode="json")
+    assert short == long
+    assert short["solver"]["epsilon"] > 0

@@ -1,0 +1,71 @@
+"""The trial key is a contract: these digits may change only with a note in the changelog."""
+
+import pytest
+from pydantic import ValidationError
+
+from otkd.core.trial import Augment, Data, Model, Sgd, Step, Train, Trial, digest
+
+
+def trial(**changes):
+    parts = {
+        "data": Data(name="digits", val=0.2, augment=Augment(pad=1)),
+        "student": Model(name="resnet8"),
+        "objective": {"ce": {"weight": 1.0}, "kd": {"weight": 0.9, "temperature": 4.0}},
+        "train": Train(epochs=3, optimizer=Sgd(name="sgd", lr=0.05), schedule=Step(name="step", milestones=(2,))),
+        "seed": 1,
+    }
+    return Trial(**{**parts, **changes})
+
+
+def test_key_of_a_reference_trial_is_pinned():
+    assert trial().key == "4104797c76ab2e6d"
+
+
+def test_key_survives_json():
+    original = trial(teacher=trial(objective={"ce": {"weight": 1.0}}))
+    assert Trial.model_validate_json(original.model_dump_json()).key == original.key
+
+
+def test_key_does_not_depend_on_the_order_of_terms():
+    swapped = {"kd": {"temperature": 4.0, "weight": 0.9}, "ce": {"weight": 1.0}}
+    assert trial(objective=swapped).key == trial().key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"student": Model(name="resnet20")},
+        {"data": Data(name="digits", val=0.1, augment=Augment(pad=1))},
+        {"objective": {"ce": {"weight": 1.0}}},
+        {"train": Train(epochs=4)},
+        {"teacher": trial()},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_everything_that_can_change_a_result_changes_the_key(change):
+    assert trial(**change).key != trial().key
+
+
+def test_cohort_is_shared_by_trials_that_differ_in_objective_only():
+    assert trial().cohort == trial(objective={"ce": {"weight": 1.0}}).cohort
+    assert trial().cohort != trial(seed=2).cohort
+
+
+def test_trials_are_frozen_and_strict():
+    with pytest.raises(ValidationError):
+        trial().seed = 3
+    with pytest.raises(ValidationError):
+        trial(seed="1")
+    with pytest.raises(ValidationError):
+        Data(name="digits", vall=0.1)
+
+
+def test_digest_refuses_what_json_cannot_say():
+    with pytest.raises(ValueError, match="Out of range"):
+        digest({"x": float("nan")})
+
+
+def test_a_changed_copy_has_a_key_of_its_own():
+    original = trial()
+    assert original.key != original.model_copy(update={"seed": 9}).key

@@ -1,0 +1,152 @@
+"""The cache of decoded images: hits, damage, changed sources, two processes at once."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from otkd.core.errors import DataError, OtkdError
+from otkd.data import cache, cifar100
+from otkd.data.source import RawSplits
+
+Load = Callable[..., RawSplits]
+
+
+@pytest.fixture
+def load(parquet_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: RawSplits) -> Load:
+    """Load the small CIFAR-100, whose card is made to fit."""
+    card = replace(cifar100.CARD, train=len(tiny.train.labels), test=len(tiny.test.labels))
+    monkeypatch.setattr(cifar100, "CARD", card)
+
+    def go(data_dir: Path | None = parquet_dir) -> RawSplits:
+        return cache.load("cifar100", data_dir=data_dir, cache_dir=tmp_path / "cache")
+
+    return go
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "cifar100"
+
+
+def assert_same(one: RawSplits, other: RawSplits) -> None:
+    for a, b in zip((*one.train, *one.test), (*other.train, *other.test), strict=True):
+        assert np.array_equal(a, b)
+
+
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> RawSplits:
+        raise DataError("was read again")
+
+    monkeypatch.setattr(cifar100, "read", refuse)
+
+
+def array_file(folder: Path, key: str = "train_images") -> Path:
+    return next(folder.glob(f"{key}-*.npy"))
+
+
+def test_hit_reads_nothing(load: Load, monkeypatch: pytest.MonkeyPatch, tiny: RawSplits) -> None:
+    assert_same(load(), tiny)
+    forbid_reading(monkeypatch)
+    assert_same(load(), tiny)
+
+
+def test_hit_survives_the_source(load: Load, monkeypatch: pytest.MonkeyPatch, tiny: RawSplits) -> None:
+    load()
+    forbid_reading(monkeypatch)
+    assert_same(load(None), tiny)
+
+
+def test_writing_to_a_loaded_array_does_not_reach_the_cache(load: Load, tiny: RawSplits) -> None:
+    load()
+    load().train.images[:] = 0
+    assert_same(load(), tiny)
+
+
+def flip_last_byte(folder: Path) -> None:
+    data = bytearray(array_file(folder).read_bytes())
+    data[-1] ^= 1
+    array_file(folder).write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    array_file(folder).write_bytes(array_file(folder).read_bytes()[:-10])
+
+
+def remove_array(folder: Path) -> None:
+    array_file(folder, "test_labels").unlink()
+
+
+def break_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("{")
+
+
+def empty_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("[]")
+
+
+def swap_arrays(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["arrays"]["train_labels"]["file"] = meta["arrays"]["test_labels"]["file"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("damage", [flip_last_byte, truncate, remove_array, break_meta, empty_meta, swap_arrays])
+def test_damage_is_repaired_with_a_warning(
+    load: Load, folder: Path, tiny: RawSplits, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    load()
+    damage(folder)
+    with caplog.at_level(logging.WARNING):
+        assert_same(load(), tiny)
+    assert "damaged" in caplog.text
+    caplog.clear()
+    assert_same(load(), tiny)
+    assert not caplog.records
+
+
+def test_changed_source_is_read_anew(
+    load: Load, folder: Path, parquet_dir: Path, tiny: RawSplits, caplog: pytest.LogCaptureFixture
+) -> None:
+    load()
+    old = array_file(folder)
+    shards = sorted((parquet_dir / "cifar100").glob("train-*.parquet"))
+    shards[0].rename(parquet_dir / "cifar100" / "train-00009-of-00002.parquet")
+    again = load()
+    assert np.array_equal(again.train.labels, np.roll(tiny.train.labels, 2))
+    assert "have changed" in caplog.text
+    assert not old.exists()
+    assert len(list(folder.glob("*.npy"))) == 4
+
+
+def test_unwritable_cache_only_warns(
+    load: Load, folder: Path, tiny: RawSplits, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.parent.write_text("a file where the folder should be")
+    assert_same(load(), tiny)
+    assert "without a cache" in caplog.text
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from otkd.data import cache;"
+        "print(int(cache.load('digits', data_dir=None, cache_dir=Path(sys.argv[1])).train.labels.sum()))"
+    )
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    answers = {worker.communicate(timeout=60)[0] for worker in workers}
+    assert len(answers) == 1
+    assert all(worker.returncode == 0 for worker in workers)
+    assert len(list((tmp_path / "digits").glob("*.npy"))) == 4
+
+
+def test_unknown_data_set_gets_nearest_match(tmp_path: Path) -> None:
+    with pytest.raises(OtkdError, match="Did you mean 'cifar100'"):
+        cache.load("cifar10", data_dir=None, cache_dir=tmp_path)

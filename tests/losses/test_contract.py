@@ -1,0 +1,148 @@
+"""What every loss of `otkd/losses/` has to keep; a new file is tested without being named here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from otkd.core import plugins
+from otkd.core.output import Batch, ModelOutput
+from otkd.losses.base import LossOutput, TermLoss
+from otkd.losses.objective import Objective, Probe
+
+
+@pytest.fixture(params=plugins.names("losses"))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def tensors(out: ModelOutput) -> list[torch.Tensor]:
+    return [out.logits, out.embedding, *out.features, *out.preacts]
+
+
+def grown(scene: Any, out: ModelOutput) -> ModelOutput:
+    """`out` as leaves that record gradients."""
+    copy: ModelOutput = scene.convert(out, lambda t: t.clone().requires_grad_())
+    return copy
+
+
+def test_value_and_parts_are_finite_scalars(name: str, scene: Any) -> None:
+    result = scene.value(name)
+    assert isinstance(result, LossOutput)
+    assert result.value.shape == ()
+    assert result.value.dtype == torch.float32
+    for value in (result.value, *result.parts.values()):
+        assert value.shape == ()
+        assert value.isfinite()
+    assert not any(part.requires_grad for part in result.parts.values())
+
+
+def test_gradient_reaches_the_student_and_its_own_parameters_alone(name: str, scene: Any) -> None:
+    loss, out_s, out_t = scene.loss(name), grown(scene, scene.out_s), grown(scene, scene.out_t)
+    loss(out_s, out_t, scene.batch).value.backward()
+    reached = [tensor.grad for tensor in tensors(out_s) if tensor.grad is not None]
+    assert reached
+    assert all(gradient.isfinite().all() for gradient in reached)
+    assert any(gradient.abs().sum() > 0 for gradient in reached)
+    assert all(tensor.grad is None for tensor in tensors(out_t))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
+
+
+def test_the_order_of_the_batch_does_not_matter(name: str, scene: Any) -> None:
+    order = torch.tensor([3, 0, 4, 1, 2])
+    loss = scene.loss(name)
+    value = loss(scene.out_s, scene.out_t, scene.batch).value
+    out_s, out_t = (scene.convert(out, lambda t: t[order]) for out in (scene.out_s, scene.out_t))
+    permuted = loss(out_s, out_t, Batch(*(part[order] for part in scene.batch))).value
+    torch.testing.assert_close(permuted, value, rtol=1e-4, atol=1e-6)
+
+
+def test_double_precision_agrees(name: str, scene: Any) -> None:
+    value = scene.value(name).value
+    out_s, out_t = (scene.convert(out, torch.Tensor.double) for out in (scene.out_s, scene.out_t))
+    double = scene.loss(name).double()(out_s, out_t, scene.batch).value
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(value.double(), double, rtol=1e-4, atol=1e-6)
+
+
+def test_sound_inside_autocast(name: str, scene: Any) -> None:
+    """Half-precision features give a single-precision value near that of full precision."""
+    value = scene.value(name).value
+    out_s, out_t = (scene.convert(out, torch.Tensor.bfloat16) for out in (scene.out_s, scene.out_t))
+    out_s, loss = grown(scene, out_s), scene.loss(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss(out_s, out_t, scene.batch).value
+    half.backward()
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, value, rtol=5e-2, atol=1e-3)
+    assert all(tensor.grad.isfinite().all() for tensor in tensors(out_s) if tensor.grad is not None)
+
+
+def test_a_second_look_gives_the_same_value(name: str, scene: Any) -> None:
+    loss = scene.loss(name)
+    torch.testing.assert_close(scene.value(name).value, loss(scene.out_s, scene.out_t, scene.batch).value)
+    assert loss.needs_teacher in (True, False)
+
+
+def test_a_term_without_teacher_runs_without_one(name: str, scene: Any) -> None:
+    loss = scene.loss(name)
+    if not loss.needs_teacher:
+        torch.testing.assert_close(loss(scene.out_s, None, scene.batch).value, scene.value(name).value)
+
+
+def test_identical_networks_are_possible(name: str, scene: Any) -> None:
+    """Where student and teacher agree exactly, values and gradients stay finite (norms and roots at zero)."""
+    scene.out_t = scene.out_s
+    out_s = grown(scene, scene.out_s)
+    value = scene.loss(name)(out_s, scene.out_t, scene.batch).value
+    value.backward()
+    assert value.isfinite()
+    assert all(tensor.grad.isfinite().all() for tensor in tensors(out_s) if tensor.grad is not None)
+
+
+def test_the_objective_takes_it_from_plain_json(name: str, scene: Any) -> None:
+    terms = {name: plugins.configure("losses", name, {}).model_dump(mode="json")}
+    objective = Objective(terms, Probe(scene.out_s, scene.out_t, 7))
+    result = objective(scene.out_s, scene.out_t, scene.batch)
+    raw, weighted = (result.metrics[f"train/{name}/{part}"] for part in ("raw", "weighted"))
+    torch.testing.assert_close(result.loss.detach(), weighted)
+    torch.testing.assert_close(weighted, terms[name]["weight"] * raw)
+
+
+def test_configuration_survives_a_round_trip(name: str) -> None:
+    dumped = plugins.configure("losses", name, {}).model_dump(mode="json")
+    assert plugins.configure("losses", name, dumped).model_dump(mode="json") == dumped
+    assert plugins.load("losses", name).Config.model_validate(dumped).model_dump(mode="json") == dumped
+
+
+def test_the_default_fits_a_fitting_pair(name: str, cards: Any) -> None:
+    assert list(plugins.configure("losses", name, {}).check(*cards)) == []
+
+
+def test_the_class_is_a_term(name: str) -> None:
+    assert issubclass(plugins.load("losses", name).Loss, TermLoss)
+
+
+def test_head_has_the_schema_of_the_file(name: str) -> None:
+    heads, files = plugins.head("losses", name), plugins.load("losses", name)
+    assert heads.Config.model_json_schema() == files.Config.model_json_schema()
+
+
+def test_heads_need_no_torch_and_explain_every_setting() -> None:
+    """In a process of its own: here torch has long been imported."""
+    code = """
+import sys
+from otkd.core import plugins
+from otkd.core.cards import ModelCard
+card = ModelCard(1, ("stem", "stage1", "stage2"), (3, 4, 5), 6)
+for name in plugins.names("losses"):
+    list(plugins.configure("losses", name, {}).check(card, card))
+    schema = plugins.head("losses", name).Config.model_json_schema()
+    assert all("description" in field for field in schema["properties"].values()), name
+assert not {"torch", "ot"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,72 @@
+"""The tidy frame: one row per trial, whatever became of it."""
+
+from __future__ import annotations
+
+import numpy as np
+from report_sweeps import Sweep, full_sweep, histories
+
+from otkd.core import names
+from otkd.report import frame
+
+
+def test_one_row_per_label_in_the_sweeps_order(record):
+    trials = frame.trials(record)
+    assert list(trials["key"]) == [label.key for label in record.info.labels]
+    assert frame.variants(trials) == ["student", "kd", "ot", "ot+kd"]
+    assert frame.pairs(trials) == ["wrn_16_2 ← wrn_40_2", "resnet8x4 ← resnet32x4"]
+    assert set(frame.METRICS) <= set(trials.columns)
+    assert trials["status"].value_counts().to_dict() == {"finished": 24, "diverged": 1, "missing": 1}
+    assert trials.loc[trials["status"] == "diverged", "reason"].item() == "loss is NaN in epoch 3"
+    assert trials["provenance.commit"].dropna().unique().tolist() == ["abc1234"]
+
+
+def test_a_label_without_a_row_is_missing(record):
+    cut = record._replace(trials=record.trials[:-1])
+    last = frame.trials(cut).iloc[-1]
+    assert (last["status"], last["key"], last["run_id"]) == ("missing", record.info.labels[-1].key, "")
+    assert last["terms"] == "ce+kd+transport", "told by the method's other trials"
+
+
+def test_baselines_are_told_by_their_terms_not_their_names():
+    sweep = Sweep()
+    sweep.student("plain", 70.0, terms=("ce",))
+    sweep.student("hinton", 71.0, terms=("kd", "ce"))
+    sweep.student("kd", 72.0, terms=("ce", "kd", "transport"))
+    assert frame.baselines(frame.trials(sweep.record())) == ("plain", "hinton")
+
+
+def test_axes_are_columns_and_name_the_variant():
+    sweep = Sweep()
+    for epsilon in (0.01, 0.25):
+        sweep.student("ot", 70.0, axes={"transport.solver.epsilon": epsilon})
+    sweep.student("both", 70.0, axes={"kd.weight": 1, "transport.weight": 2.0}, terms=("ce", "kd", "transport"))
+    trials = frame.trials(sweep.record())
+    assert trials["axis.transport.solver.epsilon"].tolist()[:2] == [0.01, 0.25]
+    assert frame.variants(trials) == [
+        "ot (epsilon=0.01)",
+        "ot (epsilon=0.25)",
+        "both (kd.weight=1, transport.weight=2)",
+    ]
+
+
+def test_seconds_are_the_median_over_epochs_not_the_first_or_last(record):
+    trials = frame.trials(record, frame.epochs(record, histories(record)))
+    kd = trials[(trials["method"] == "kd") & (trials["seed"] == 0)]
+    np.testing.assert_allclose(kd[names.EPOCH_S], 14.0)
+
+
+def test_curves_are_training_accuracy_where_nothing_was_held_out(record):
+    assert set(frame.epochs(record, histories(record))["metric"]) >= {names.TRAIN_TOP1, names.TRAIN_LOSS}
+    held = full_sweep(val=True).record()
+    curves = frame.epochs(held, histories(held, names.VAL_TOP1))
+    assert names.VAL_TOP1 in set(curves["metric"])
+    assert names.TRAIN_TOP1 not in set(curves["metric"])
+
+
+def test_budget_names_what_differs():
+    sweep = full_sweep()
+    assert "240 epochs, batch size 64, sgd lr 0.05" in frame.budget(frame.trials(sweep.record()))
+    sweep.rows[-1].params["train.epochs"] = "6"
+    assert "240 or 6 epochs" in frame.budget(frame.trials(sweep.record()))
+    assert "nothing held out" in frame.budget(frame.trials(sweep.record()))
+    assert "all training images, of which 5000 held out" in frame.budget(frame.trials(full_sweep(val=True).record()))

@@ -1,0 +1,237 @@
+"""Tables against figures computed here by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from report_sweeps import PAIRS, Sweep, full_sweep
+
+from otkd.core import names
+from otkd.core.errors import OtkdError
+from otkd.report import frame, references, stats
+from otkd.report.formats import latex, markdown
+from otkd.report.tables import ablation, accuracy, compression, cost, published
+
+PAIR = "wrn_16_2 ← wrn_40_2"
+LAST = f"{PAIR}, test top-1 %, last epoch, n = 3"
+
+
+@pytest.fixture
+def small() -> Sweep:
+    """Three seeds; `ot` diverged on seed 1 and misses seed 2."""
+    sweep = Sweep()
+    sweep.teacher("wrn_40_2", 75.61)
+    for seed, (alone, kd) in enumerate([(73.0, 74.0), (73.5, 74.1), (72.4, 74.2)]):
+        sweep.student("student", alone, seed)
+        sweep.student("kd", kd, seed, seconds=14.0)
+    sweep.student("ot", 75.0, 0, seconds=21.0)
+    sweep.student("ot", seed=1, status="diverged")
+    sweep.missing("ot", 2)
+    return sweep
+
+
+def tables(plugin, sweep):
+    record = sweep.record()
+    return plugin.table(frame.trials(record), record.info)
+
+
+def test_accuracy_cells_say_mean_spread_n_and_why_one_is_lacking(small):
+    (table,) = tables(accuracy, small)
+    column = table.flat()[f"{LAST} unless stated"]
+    assert column.to_dict() == {
+        "teacher": "75.61 (n = 1, no spread)",
+        "student": "72.97 ± 0.55",
+        "kd": "74.10 ± 0.10",
+        "ot": "75.00 (n = 1, no spread; diverged ×1, missing ×1)",
+    }
+    assert "240 epochs" in table.caption
+
+
+def test_differences_are_paired_by_seed(small):
+    (table,) = tables(accuracy, small)
+    to_student = np.array([1.0, 0.6, 1.8])
+    flat = table.flat()
+    expected = f"+{to_student.mean():.2f} ± {to_student.std(ddof=1):.2f}"
+    assert flat.loc["kd", f"{PAIR}, Δ to student, paired"] == expected
+    assert flat.loc["ot", f"{PAIR}, Δ to kd, paired"] == "+1.00 (n = 1, no spread)"
+    assert flat.loc["student", f"{PAIR}, Δ to student, paired"] == "baseline"
+    assert flat.loc["student", f"{PAIR}, Δ to kd, paired"].startswith("−1.13 ± ")
+
+
+def test_bold_is_the_best_of_those_that_lost_no_seed(small):
+    (table,) = tables(accuracy, small)
+    assert [table.frame.index[row] for row, _ in table.bold] == ["kd"]
+    assert "**74.10 ± 0.10**" in markdown(table)
+    assert r"\textbf{74.10 $\pm$ 0.10}" in latex(table)
+
+
+def test_csv_numbers_equal_numpy(small):
+    (table,) = tables(accuracy, small)
+    row = table.data.set_index("method").loc["student"]
+    values = [73.0, 73.5, 72.4]
+    np.testing.assert_allclose([row["mean"], row["std"], row["n"]], [np.mean(values), np.std(values, ddof=1), 3])
+    kd = table.data.set_index("method").loc["kd"]
+    np.testing.assert_allclose(
+        [kd["delta_student_mean"], kd["delta_student_std"]], [3.4 / 3, np.std([1, 0.6, 1.8], ddof=1)]
+    )
+    assert table.data.set_index("method").loc["ot", "not_counted"] == "diverged ×1, missing ×1"
+
+
+def test_one_seed_has_no_spread_and_the_caption_says_so():
+    sweep = Sweep()
+    sweep.student("student", 70.0)
+    sweep.student("ot", 71.0)
+    (table,) = tables(accuracy, sweep)
+    flat = table.flat()
+    assert flat.loc["ot", f"{PAIR}, test top-1 %, last epoch, n = 1"] == "71.00"
+    assert "One seed: no spread" in table.caption
+    assert "no kd baseline" in table.caption
+    assert not any("Δ to kd" in column for column in flat)
+    assert flat.iloc[0, 0] == "— (not in the sweep)", "no teacher on record"
+
+
+def test_all_diverged_leaves_a_dash_with_the_reason():
+    sweep = Sweep()
+    for seed in range(2):
+        sweep.student("student", 70.0 + seed, seed)
+        sweep.student("ot", seed=seed, status="diverged")
+    (table,) = tables(accuracy, sweep)
+    assert table.flat().loc["ot"].iloc[0] == "— (diverged ×2)"
+
+
+def test_a_finished_trial_without_the_figure_is_not_hidden():
+    sweep = Sweep()
+    sweep.student("student", 70.0)
+    sweep.student("ot")
+    (table,) = tables(accuracy, sweep)
+    assert table.flat().loc["ot"].iloc[0] == "— (no figure ×1)"
+
+
+def test_the_teacher_may_be_told_by_its_students():
+    sweep = Sweep()
+    for seed in range(2):
+        sweep.student("kd", 70.0, seed, **{names.TEACHER + names.test("last", "top1"): 80.0})
+    (table,) = tables(accuracy, sweep)
+    assert table.flat().loc["teacher"].iloc[0].startswith("80.00")
+
+
+def test_best_on_validation_is_a_second_table_where_images_were_held_out():
+    last, best = tables(accuracy, full_sweep(val=True))
+    assert (last.name, best.name) == ("accuracy", "accuracy-best")
+    assert any("best epoch on val" in column for column in best.flat())
+    assert len(tables(accuracy, full_sweep())) == 1
+
+
+def ablated(val: bool = False) -> Sweep:
+    sweep = Sweep(val="5000" if val else "0")
+    for seed in range(2):
+        sweep.student("student", 70.0, seed)
+        for epsilon, top1 in ((0.25, 71.0), (0.01, 72.0)):
+            for weight in (1, 10):
+                axes = {"transport.solver.epsilon": epsilon, "transport.weight": weight}
+                held = {names.BEST_VAL_TOP1: top1} if val else {}
+                sweep.student("ot", top1 + seed + weight / 10, seed, axes=axes, **held)
+    return sweep
+
+
+def test_ablation_one_table_per_axis_in_the_order_of_the_grid():
+    epsilon, weight = tables(ablation, ablated())
+    assert list(epsilon.frame.index) == ["0.25", "0.01"]
+    values = [72.1, 73.1, 73.0, 74.0]
+    shown = epsilon.flat().loc["0.01", f"ot on {PAIR}, test top-1 %, last epoch, n = 4"]
+    assert shown == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+    assert "Averaged over transport.weight (1, 10)" in epsilon.caption
+    assert "tune on the test set" in epsilon.caption
+    assert epsilon.flat().loc["0.01"].iloc[1].startswith("+3.05")
+    assert weight.name == "ablation-transport-weight"
+
+
+def test_ablation_shows_validation_first_where_there_is_one():
+    epsilon, _ = tables(ablation, ablated(val=True))
+    assert "val top-1 %" in epsilon.flat().columns[0]
+    assert "Choose a setting by the validation column" in epsilon.caption
+
+
+def test_no_axis_no_ablation():
+    assert tables(ablation, full_sweep()) == []
+
+
+def test_cost_is_held_against_kd(small):
+    (table,) = tables(cost, small)
+    flat = table.flat()
+    assert flat[f"{PAIR}, × kd"].to_dict() == {"student": "0.71×", "kd": "1.00×", "ot": "1.50×"}
+    assert flat.loc["ot"].iloc[0] == "21.0 (n = 1, no spread; diverged ×1, missing ×1)"
+    assert "cohort" in table.caption
+    assert "cpu (8 threads)" in table.caption
+    np.testing.assert_allclose(table.data["overhead"], [10 / 14, 1.0, 1.5])
+
+
+def test_cost_without_kd_is_held_against_the_student():
+    sweep = Sweep()
+    sweep.student("student", 70.0, seconds=10)
+    sweep.student("ot", 70.0, seconds=15)
+    (table,) = tables(cost, sweep)
+    assert table.flat()[f"{PAIR}, × student"].tolist() == ["1.00×", "1.50×"]
+
+
+def test_compression_is_a_ratio_to_the_teacher(small):
+    (table,) = tables(compression, small)
+    assert table.frame.loc["wrn_40_2", "parameters"] == "2.20 M"
+    assert table.frame.loc["wrn_16_2", "parameters"] == "700.00 k (3.14×)"
+    assert table.frame.loc["wrn_16_2", "latency"] == "7.00 ms (3.14×)"
+    np.testing.assert_allclose(table.data[f"{names.PARAMS} ratio"], [1, 22 / 7])
+
+
+def test_published_rows_of_known_pairs_keep_rule_and_source():
+    (table,) = tables(published, full_sweep())
+    kd = table.frame.loc["KD"]
+    assert ("74.92", "last epoch", "RepDistiller README") in zip(
+        kd["top-1 %"], kd["selection"], kd["source"], strict=True
+    )
+    assert set(table.frame["pair"]) == {PAIR, "resnet8x4 ← resnet32x4"}
+    assert not table.data.duplicated().any()
+    assert tables(published, Sweep()) == []
+
+
+def test_published_figures_match_our_spelling_of_networks():
+    sweep = Sweep()
+    sweep.student("kd", 70.0, pair=("shufflenet_v1", "resnet32x4"))
+    (table,) = tables(published, sweep)
+    assert "DKD" in table.frame.index
+
+
+def test_users_add_published_rows(tmp_path):
+    extra = tmp_path / "mine.csv"
+    extra.write_text("dataset,teacher,student,method,top1,selection,source\ncifar100,a,b,X,71.5,last epoch,my paper\n")
+    assert references.load(extra).iloc[-1]["top1"] == 71.5
+    extra.write_text("dataset,teacher\nx,y\n")
+    with pytest.raises(OtkdError, match="no column student"):
+        references.load(extra)
+    extra.write_text("dataset,teacher,student,method,top1,selection,source\na,b,c,d,high,f,g\n")
+    with pytest.raises(OtkdError, match="top1 is a percentage"):
+        references.load(extra)
+    with pytest.raises(OtkdError, match="cannot read"):
+        references.load(tmp_path / "absent.csv")
+
+
+def test_shipped_figures_are_sound():
+    known = references.load()
+    assert tuple(known.columns) == references.COLUMNS
+    assert known["top1"].between(50, 90).all()
+    assert (known["selection"] != "").all()
+    assert (known["source"] != "").all()
+
+
+def test_summaries_leave_out_what_is_no_number():
+    assert stats.summarise([1.0, math.nan, math.inf, 3.0]) == (2.0, pytest.approx(math.sqrt(2)), 2)
+    assert stats.summarise([]).n == 0
+    assert stats.show(stats.summarise([])) == "—"
+
+
+def test_one_pair_may_lack_a_method():
+    sweep = full_sweep()
+    sweep.student("extra", 74.0, pair=PAIRS[0], terms=("ce", "crd"))
+    (table,) = tables(accuracy, sweep)
+    assert table.frame.iloc[-1, 3] == "— (not in the sweep)"

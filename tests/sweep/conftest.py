@@ -1,0 +1,24 @@
+import pytest
+import yaml
+
+BASE = {
+    "name": "tiny",
+    "question": "Does it run?",
+    "data": {"name": "digits", "val": 0.2, "limit": 200},
+    "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
+    "train": {"epochs": 2, "batch_size": 32, "schedule": {"name": "constant"}},
+    "methods": {"student": {"ce": 1}, "kd": {"ce": 0.1, "kd": {"weight": 0.9}}},
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    """Write a sweep file: the base with some parts replaced."""
+
+    def write(**parts):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({**BASE, **parts}, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,95 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from otkd.core.layout import Layout, write_text
+from otkd.sweep.plan import make
+from otkd.sweep.schema import sweep_schema_text
+from otkd.sweep.spec import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_trials_are_pairs_times_methods_times_seeds_after_one_teacher_a_network(sweep_file):
+    plan = make(load(sweep_file(pairs=[{"teacher": "resnet14", "student": s} for s in ("resnet8", "wrn_16_1")])))
+    assert [planned.label.pair for planned in plan.teachers] == ["resnet14"]
+    assert len(plan.students) == 2 * 2 * 2
+    assert len({planned.trial.key for planned in plan.all}) == 9
+    assert {planned.trial.teacher.key for planned in plan.students} == {plan.teachers[0].trial.key}
+    assert plan.students[0].label.title == "resnet8 ← resnet14 · student · seed 0"
+
+
+def test_a_grid_multiplies_and_labels_its_axes(sweep_file):
+    transport = {"weight": {"grid": [1, 10]}, "solver": {"name": "sinkhorn", "epsilon": {"grid": [0.01, 0.05, 0.25]}}}
+    plan = make(load(sweep_file(methods={"ot": {"ce": 1, "transport": transport}}, seeds=[0])))
+    assert len(plan.students) == 6
+    axes = [planned.label.axes for planned in plan.students]
+    assert axes[0] == {"transport.weight": 1, "transport.solver.epsilon": 0.01}
+    assert plan.students[1].trial.objective["transport"]["solver"]["epsilon"] == 0.05
+    assert plan.students[1].label.title.endswith("ot · weight=1 · epsilon=0.05 · seed 0")
+
+
+def test_spelling_out_a_default_changes_no_key(sweep_file):
+    short = make(load(sweep_file(methods={"kd": {"ce": 1, "kd": 1}})))
+    long = make(
+        load(sweep_file(methods={"other name": {"kd": {"temperature": 4, "weight": 1.0}, "ce": {"weight": 1}}}))
+    )
+    assert [p.trial.key for p in short.students] == [p.trial.key for p in long.students]
+    assert short.info.key != long.info.key
+
+
+def test_resources_and_question_change_no_key(sweep_file):
+    one = make(load(sweep_file()))
+    other = make(load(sweep_file(resources={"cpu": 7, "cohort": 1}, question="Another?")))
+    assert [p.trial.key for p in one.all] == [p.trial.key for p in other.all]
+    assert one.info.key == other.info.key
+
+
+def test_the_teacher_recipe_is_the_students_with_differences(sweep_file):
+    plan = make(load(sweep_file(teacher={"train": {"epochs": 9}, "seed": 5})))
+    teacher = plan.teachers[0].trial
+    assert (teacher.train.epochs, teacher.train.batch_size, teacher.seed) == (9, 32, 5)
+    assert teacher.data == plan.students[0].trial.data
+
+
+def test_a_small_teacher_is_a_warning(sweep_file):
+    plan = make(load(sweep_file(pairs=[{"teacher": "resnet8", "student": "resnet14"}])))
+    assert "is smaller than the student" in plan.warnings[0]
+
+
+def test_done_trials_are_not_pending(sweep_file, tmp_path):
+    plan = make(load(sweep_file()))
+    layout = Layout(tmp_path / "runs")
+    write_text(layout.trial(plan.students[0].trial.key).result, "{}")
+    assert len(plan.pending(layout)) == len(plan.all) - 1
+
+
+@pytest.mark.parametrize("extra", [[], ["--profile", "paper"]])
+def test_planning_is_quick_and_imports_neither_torch_nor_ray(extra):
+    code = (
+        "import sys; sys.argv = ['otkd', 'plan', 'sweeps/cifar100.yaml', *sys.argv[1:]]\n"
+        "from otkd.cli import app\n"
+        "app(standalone_mode=False)\n"
+        "assert not {'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules)\n"
+    )
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *extra], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        seconds.append(time.perf_counter() - begin)
+    assert done.returncode == 0, done.stderr
+    assert "trials:" in done.stdout
+    assert min(seconds) < 1.0
+
+
+def test_the_committed_schema_is_that_of_the_code():
+    text = (ROOT / "docs" / "sweep.schema.json").read_text(encoding="utf-8")
+    assert text == sweep_schema_text(), "run `make schema`"
+    methods = json.loads(text)["properties"]["methods"]["additionalProperties"]["properties"]
+    assert {"ce", "kd", "fitnet", "attention", "transport"} <= set(methods)

@@ -1,0 +1,120 @@
+import pytest
+
+from otkd.core.errors import ConfigError, OtkdError
+from otkd.sweep.plan import make
+from otkd.sweep.spec import load, merge
+
+
+def problems(path, *args, **options):
+    with pytest.raises(ConfigError) as caught:
+        make(load(path, *args, **options))
+    return str(caught.value)
+
+
+def test_all_structural_problems_come_together(sweep_file):
+    path = sweep_file(
+        train={"epochs": 0, "batchsize": 3, "optimizer": {"name": "sgd", "lr": "fast"}},
+        seeds=[],
+        pairs=[{"teacher": "resnet14"}],
+        methodes={},
+    )
+    text = problems(path)
+    assert text.startswith(f"{path}: ")
+    for part in (
+        "train.epochs: Input should be greater than 0. Got 0.",
+        "train.batchsize: unknown key",
+        "Did you mean 'batch_size'?",
+        "lr",
+        "'fast'",
+        "seeds",
+        "pairs.0.student: is missing.",
+        "methodes: unknown key",
+        "Did you mean 'methods'?",
+    ):
+        assert part in text, part
+
+
+def test_all_problems_of_meaning_come_together(sweep_file):
+    path = sweep_file(
+        data={"name": "digit", "val": 0},
+        pairs=[{"teacher": "wrn_40_3", "student": "resnet8"}, {"teacher": "resnet14", "student": "resnet8"}],
+        methods={
+            "a": {"ce": -1},
+            "b": {"ce": 1, "transport": {"layer": "stage9"}},
+            "c": {"ce": 1, "fitnet": {"layer": 7}},
+            "d": {"kdd": 1},
+            "e": {},
+        },
+        teacher={"train": {"epoch": 3}},
+    )
+    text = problems(path)
+    for part in (
+        "data.name: there is no data set 'digit'",
+        "Did you mean 'digits'?",
+        "pairs.0.teacher: there is no model 'wrn_40_3'",
+        "methods.a.ce.weight: Input should be greater than or equal to 0. Got -1.",
+        "methods.b.transport.layer: (resnet8 ← resnet14) there is no layer 'stage9'",
+        "0 (stem), 1 (stage1)",
+        "methods.c.fitnet.layer: (resnet8 ← resnet14) there is no layer 7",
+        "methods.d.kdd: there is no loss 'kdd'",
+        "Did you mean 'kd'?",
+        "methods.e: has no terms",
+        "teacher.train.epoch: unknown key",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"name": "digits", "limit": 10**6}, "data.limit: digits has"),
+        ({"name": "digits", "val": 10**6}, "data.val: a count below"),
+        ({"name": "digits", "val": -0.1}, "data.val"),
+    ],
+)
+def test_impossible_splits_are_found_before_anything_starts(sweep_file, data, message):
+    assert message in problems(sweep_file(data=data))
+
+
+def test_a_sweep_without_methods_is_refused(sweep_file):
+    assert "methods" in problems(sweep_file(methods={}))
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("name: a\nseeds: [0]\nname: b\n", encoding="utf-8")
+    assert "line 3, column 1: the key 'name' stands twice." in problems(path)
+
+
+@pytest.mark.parametrize("text", ["name: [", "just text", "", "- a\n- b"])
+def test_what_is_no_sweep_gives_one_message(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert str(path) in problems(path)
+
+
+def test_a_missing_file_names_the_way_out(tmp_path):
+    with pytest.raises(OtkdError, match="otkd list sweeps"):
+        load(tmp_path / "none.yaml")
+
+
+def test_profiles_and_overrides(sweep_file, monkeypatch):
+    path = sweep_file(profiles={"quick": {"train": {"epochs": 1}, "seeds": [7]}})
+    monkeypatch.setattr("otkd.sweep.spec.has_gpu", lambda: False)
+    assert load(path).spec.seeds == (7,)
+    assert load(path).profile == "quick"
+    assert load(path, "paper").spec.seeds == (0, 1)
+    monkeypatch.setattr("otkd.sweep.spec.has_gpu", lambda: True)
+    assert load(path).spec.seeds == (0, 1)
+    spec = load(path, "quick", ["train.epochs=5", "methods.kd.kd.temperature=2.5", "data.val=0"]).spec
+    assert spec.train.epochs == 5
+    assert spec.methods["kd"]["kd"]["temperature"] == 2.5
+    assert spec.train.batch_size == 32
+    assert "Did you mean 'quick'?" in problems(path, "quik")
+    assert "not of the form" in problems(path, "paper", ["train.epochs"])
+
+
+def test_a_profile_that_changes_the_name_of_a_choice_drops_the_options_of_the_other():
+    base = {"schedule": {"name": "step", "gamma": 0.1}, "optimizer": {"name": "sgd", "lr": 1}}
+    merged = merge(base, {"schedule": {"name": "cosine"}, "optimizer": {"lr": 2}})
+    assert merged == {"schedule": {"name": "cosine"}, "optimizer": {"name": "sgd", "lr": 2}}

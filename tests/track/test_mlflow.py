@@ -1,0 +1,284 @@
+"""The sink against a real MLflow: what comes out of `mlflow.search_runs` is what went in."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from otkd.core import names
+from otkd.core.errors import TrackingError
+from otkd.core.layout import Layout
+from otkd.track.mlflow import MlflowSink, note
+from otkd.track.store import tracking_uri
+
+
+@pytest.fixture
+def sink(invented: Any, layout: Layout) -> Any:
+    sinks = []
+
+    def make() -> MlflowSink:
+        sinks.append(MlflowSink(invented.info, layout, pause=0.05))
+        return sinks[-1]
+
+    yield make
+    for made in sinks:
+        made._writer.stop(5)
+
+
+def runs(layout: Layout, **options: Any) -> Any:
+    mlflow.set_tracking_uri(tracking_uri(layout))
+    return mlflow.search_runs(experiment_names=["otkd"], **options)
+
+
+def by_key(layout: Layout) -> dict[str, Any]:
+    found = [run for run in runs(layout, output_format="list") if names.TAG_KEY in run.data.tags]
+    assert len({run.data.tags[names.TAG_KEY] for run in found}) == len(found), "a trial has two runs"
+    return {run.data.tags[names.TAG_KEY]: run for run in found}
+
+
+def history(run: Any, metric: str) -> list[tuple[int, float]]:
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_a_sweep_is_in_mlflow_as_it_was_said(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    writer = sink()
+    invented.play(writer)
+    writer.close()
+
+    frame = runs(layout)
+    trials = frame[frame[f"tags.{names.TAG_KIND}"] != "sweep"].set_index(f"tags.{names.TAG_KEY}")
+    assert set(trials.index) == {t.key for t in invented.trials}
+    assert len(trials) == 6
+    assert set(frame["status"]) == {"FINISHED"}
+    for label, t in zip(invented.info.labels, invented.trials, strict=True):
+        row = trials.loc[t.key]
+        assert row["tags.mlflow.runName"] == label.title
+        assert row["tags.mlflow.parentRunId"] == writer.run_id
+        assert row[f"tags.{names.TAG_METHOD}"] == label.method
+        assert row[f"tags.{names.TAG_COHORT}"] == t.cohort
+        assert row[f"tags.{names.TAG_PROVENANCE}commit"] == row["tags.mlflow.source.git.commit"] == "abc123"
+        assert row["params.train.optimizer.lr"] == "0.05"
+        assert row["metrics.test/last/top1"] == say.result(t.key).metrics["test/last/top1"]
+        assert row["start_time"].timestamp() == pytest.approx(time.time(), abs=60)
+        assert row["end_time"].timestamp() == say.t0 + 100
+    student = trials.loc[invented.students[0].key]
+    assert student["params.teacher.student.name"] == "big"
+    assert student["params.objective.kd.weight"] == "0.9"
+
+
+def test_epochs_datasets_and_artifacts(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    writer = sink()
+    invented.play(writer)
+    writer.close()
+    for t in invented.trials:
+        run = by_key(layout)[t.key]
+        for name in ("train/loss", "val/top1", "lr"):
+            expected = [(epoch, say.record(t.key, epoch).metrics[name]) for epoch in range(1, say.epochs + 1)]
+            assert history(run, name) == expected
+        point = mlflow.MlflowClient().get_metric_history(run.info.run_id, "lr")[0]
+        assert point.timestamp == 1000 * say.record(t.key, point.step).time
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, len(used.dataset.digest), used.tags[0].value) == ("toy", 16, "training")
+        kept = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/result.json")
+        assert type(say.result(t.key)).model_validate_json(kept) == say.result(t.key)
+    parent = mlflow.MlflowClient().get_run(writer.run_id)
+    assert json.loads(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/plan.json"))["key"] == invented.info.key
+    assert mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/sweep.yaml") == invented.info.yaml
+    assert parent.info.artifact_uri.startswith(layout.artifacts.resolve().as_uri())
+    assert invented.info.question in parent.data.tags["mlflow.note.content"]
+
+
+def test_a_killed_driver_is_continued(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    first, trial = sink(), invented.students[0]
+    first.start(trial)
+    first.epoch(say.record(trial.key, 1))
+    first.epoch(say.record(trial.key, 2))
+    assert first.flush(10)  # and then the driver is gone: no close
+    assert by_key(layout)[trial.key].info.status == "RUNNING"
+
+    second = sink()
+    second.start(trial)
+    again = say.record(trial.key, 2).model_copy(update={"time": say.t0 + 999})  # repeated after a resume, later
+    second.epoch(again)
+    second.finish(say.result(trial.key))
+    second.close()
+
+    assert second.run_id == first.run_id
+    run = by_key(layout)[trial.key]
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(run, "train/loss")] == [1, 2, 3]
+    assert mlflow.get_run(second.run_id).info.status == "KILLED", "five trials of the plan are missing"
+
+
+def test_an_interrupted_trial_is_marked_and_goes_on(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    first, trial = sink(), invented.teachers[0]
+    first.start(trial)
+    first.epoch(say.record(trial.key, 1))
+    first.close()
+    assert by_key(layout)[trial.key].info.status == "KILLED"
+    second = sink()
+    second.start(trial)
+    assert second.flush(10)
+    assert by_key(layout)[trial.key].info.status == "RUNNING"
+    second.finish(say.result(trial.key))
+    second.close()
+    assert [step for step, _ in history(by_key(layout)[trial.key], "lr")] == [1, 2, 3]
+
+
+def test_replay_changes_nothing(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    first = sink()
+    invented.play(first)
+    first.close()
+    before = {key: run.to_dictionary() for key, run in by_key(layout).items()}
+    second = sink()
+    invented.play(second)
+    for t in invented.trials:
+        second.finish(say.result(t.key, metrics={"test/last/top1": 0.0}))
+    assert second.finished() == {t.key for t in invented.trials}
+    second.close()
+    assert {key: run.to_dictionary() for key, run in by_key(layout).items()} == before
+
+
+def test_a_result_alone_is_enough(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial = invented.students[1]
+    folder = layout.trial(trial.key)
+    folder.path.mkdir(parents=True)
+    folder.trial.write_text(trial.model_dump_json())
+    writer = sink()
+    writer.finish(say.result(trial.key))
+    writer.close()
+    run = by_key(layout)[trial.key]
+    assert len(history(run, "val/top1")) == say.epochs
+    assert run.data.params["student.name"] == "small"
+    assert run.info.start_time == 1000 * say.t0
+
+
+def test_divergence_failure_and_numbers_that_are_not(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    lost, broken, _, _ = invented.students
+    nan = say.record(lost.key, 1).model_copy(update={"metrics": {"train/loss": math.nan, "val/loss": math.inf}})
+    writer = sink()
+    for t in (lost, broken):
+        writer.start(t)
+    writer.epoch(nan)
+    writer.finish(
+        say.result(lost.key, "diverged", epochs=(nan,), reason="loss is NaN", metrics={"test/last/loss": math.nan})
+    )
+    writer.finish(say.result(broken.key, "failed", epochs=(), reason="out of memory", metrics={}))
+    writer.close()
+    runs = by_key(layout)
+    assert [runs[t.key].info.status for t in (lost, broken)] == ["FAILED", "FAILED"]
+    assert [runs[t.key].data.tags[names.TAG_STATUS] for t in (lost, broken)] == ["diverged", "failed"]
+    assert runs[lost.key].data.tags[names.TAG_REASON] == "loss is NaN"
+    assert math.isnan(runs[lost.key].data.metrics["train/loss"])
+
+    again = sink()
+    again.finish(say.result(lost.key))  # stays diverged
+    again.start(broken)
+    again.finish(say.result(broken.key))
+    again.close()
+    runs = by_key(layout)
+    assert [runs[t.key].data.tags[names.TAG_STATUS] for t in (lost, broken)] == ["diverged", "finished"]
+
+
+def test_stages_keep_their_name(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial = invented.students[0]
+    writer = sink()
+    writer.start(trial)
+    writer.epoch(say.record(trial.key, 1, stage="hint"))
+    writer.epoch(say.record(trial.key, 1))
+    writer.flush(10)
+    run = by_key(layout)[trial.key]
+    assert history(run, "hint/train/loss") == history(run, "train/loss")
+
+
+def test_report_and_note(sink: Any, invented: Any, layout: Layout, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.md").write_text("# x")
+    writer = sink()
+    writer.attach_report(tmp_path / "out", "| method | top-1 |\n|---|---|\n| kd | 71 |")
+    writer.close()
+    mlflow.set_tracking_uri(tracking_uri(layout))
+    parent = mlflow.get_run(writer.run_id)
+    assert parent.info.status == "FINISHED"
+    assert "| kd | 71 |" in parent.data.tags["mlflow.note.content"]
+    assert mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/report/report.md") == "# x"
+
+
+def test_a_long_table_is_cut_between_lines(invented: Any) -> None:
+    text = note(invented.info, "| a | b |\n" * 2000)
+    assert len(text) <= 8000
+    assert text.splitlines()[-3] == "| a | b |"
+    assert "artifact `report`" in text
+
+
+def test_a_fault_in_one_trial_spares_the_others(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any
+) -> None:
+    bad, good = invented.students[:2]
+    writer = sink()
+    client = writer.store.client
+    log_text = client.log_text
+
+    def refuse(run_id: str, text: str, file: str) -> None:
+        if bad.key in text:
+            raise ValueError("no room for this one")
+        log_text(run_id, text, file)
+
+    monkeypatch.setattr(client, "log_text", refuse)
+    for t in (bad, good):
+        writer.start(t)
+        writer.finish(say.result(t.key))
+    with pytest.raises(TrackingError, match=r"kd · seed 0 .*no room for this one"):
+        writer.close()
+    writer.close()  # once is enough
+    assert by_key(layout)[good.key].info.status == "FINISHED"
+
+
+def test_an_outage_delays_and_loses_nothing(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = sink()
+    client, log_batch, calls = writer.store.client, writer.store.client.log_batch, []
+
+    def away(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(client, "log_batch", away)
+    monkeypatch.setattr(client, "get_experiment", away)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING, "otkd.track"):
+        invented.play(writer)
+        assert time.monotonic() - began < 0.2, "training waits for tracking"
+        assert not writer.flush(0.5)
+        assert len(writer.pending) == 6
+        monkeypatch.setattr(client, "log_batch", log_batch)
+        monkeypatch.undo()
+        assert writer.flush(20)
+    writer.close()
+    assert [r.getMessage().split(";")[0] for r in caplog.records] == [
+        "the tracking store does not answer",
+        "the tracking store answers again",
+    ]
+    assert all(len(history(run, "lr")) == say.epochs for run in by_key(layout).values())
+
+
+def test_what_could_not_be_logged_is_counted(sink: Any, invented: Any, monkeypatch: Any) -> None:
+    writer = sink()
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    for method in ("create_run", "search_runs", "get_experiment"):
+        monkeypatch.setattr(writer.store.client, method, away)
+    invented.play(writer)
+    with pytest.raises(TrackingError, match=r"6 trials' records .* next run of the same command"):
+        writer.close(timeout=0.3)

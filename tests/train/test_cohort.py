@@ -1,0 +1,107 @@
+"""A trial's numbers do not depend on company or interruptions: bit for bit on a CPU."""
+
+import pytest
+import torch
+
+from otkd.core import names
+from otkd.core.errors import TrialError
+from otkd.sweep.runner import Mailbox
+from otkd.train import CohortTrainer, fit
+
+CLOCKS = ("time/", "memory/", names.LATENCY_MS)
+
+
+def numbers(result):
+    """Everything in a result that is not a stopwatch."""
+    epochs = [(r.stage, r.epoch, tuple(sorted(_numbers(r.metrics).items()))) for r in result.epochs]
+    return result.status, _numbers(result.metrics), epochs
+
+
+def _numbers(metrics):
+    return {k: v for k, v in metrics.items() if not any(clock in k for clock in CLOCKS)}
+
+
+def weights(environment, trial):
+    return torch.load(environment.layout.trial(trial.key).last, weights_only=True)
+
+
+def same_weights(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture
+def cohort(trial, methods):
+    return [trial(method) for method in methods]
+
+
+def test_alone_in_company_and_interrupted_give_the_same_bits(environment, cohort):
+    together = environment("together")
+    results = dict(zip([t.key for t in cohort], fit(cohort, Mailbox(), together), strict=True))
+    for index, trial in enumerate(cohort):
+        alone = environment(f"alone{index}")
+        [result] = fit([trial], Mailbox(), alone)
+        assert numbers(result) == numbers(results[trial.key])
+        assert same_weights(weights(alone, trial), weights(together, trial))
+    interrupted = environment("interrupted")
+    for _ in range(2):  # stop after each of the first two epochs, forget everything, go on from the files
+        trainer = CohortTrainer(cohort, Mailbox(), interrupted)
+        trainer.step()
+        trainer.save()
+    for trial, result in zip(cohort, fit(cohort, Mailbox(), interrupted), strict=True):
+        assert numbers(result) == numbers(results[trial.key])
+        assert same_weights(weights(interrupted, trial), weights(together, trial))
+
+
+def test_members_that_stopped_at_different_epochs_meet_again(environment, trial):
+    here = environment()
+    ahead, behind = trial("kd"), trial("ot")
+    lonely = CohortTrainer([ahead], Mailbox(), here)
+    lonely.step()
+    lonely.save()
+    mailbox = Mailbox()
+    both = fit([ahead, behind], mailbox, here)
+    epochs = [event for event, _ in mailbox.take() if event == "epoch"]
+    assert len(epochs) == 2 + 3
+    assert numbers(both[1]) == numbers(fit([behind], Mailbox(), environment("other"))[0])
+    assert [record.epoch for record in both[0].epochs] == [1, 2, 3]
+
+
+def test_members_of_a_cohort_start_from_the_same_weights_and_others_do_not(environment, cohort, trial):
+    trainer = CohortTrainer(cohort, Mailbox(), environment())
+    first, *others = [student.weights() for student in trainer.students]
+    assert all(same_weights(first, other) for other in others)
+    other_seed = CohortTrainer([trial("kd", seed=1)], Mailbox(), environment("other")).students[0].weights()
+    assert not same_weights(first, other_seed)
+
+
+def test_global_random_state_is_neither_read_nor_moved(environment, trial):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    [one] = fit([trial("kd")], Mailbox(), environment("one"))
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    [two] = fit([trial("kd")], Mailbox(), environment("two"))
+    assert numbers(one) == numbers(two)
+
+
+def test_a_finished_trial_is_not_trained_again(environment, trial):
+    here = environment()
+    fit([trial("kd")], Mailbox(), here)
+    mailbox = Mailbox()
+    [again] = fit([trial("kd")], mailbox, here)
+    assert mailbox.take() == []
+    assert again.status == "finished"
+
+
+def test_what_is_no_cohort_is_refused(environment, trial):
+    with pytest.raises(TrialError, match="nothing but their objective"):
+        fit([trial("kd"), trial("kd", seed=1)], Mailbox(), environment())
+
+
+def test_the_teacher_gets_no_gradient_and_learns_nothing_from_the_data(environment, cohort):
+    trainer = CohortTrainer(cohort, Mailbox(), environment())
+    before = {name: tensor.clone() for name, tensor in trainer.teacher.model.state_dict().items()}
+    trainer.step()
+    assert all(parameter.grad is None for parameter in trainer.teacher.model.parameters())
+    assert same_weights(before, trainer.teacher.model.state_dict())
+    assert not trainer.teacher.model.training

@@ -1,0 +1,203 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from otkd.core import names
+from otkd.core.errors import CheckpointError, StorageError
+from otkd.core.trial import Data, Sgd, Train
+from otkd.sweep.runner import Mailbox
+from otkd.train import CohortTrainer, engine, fit
+from otkd.train.student import Student
+
+FINAL = {
+    names.test("last", "top1"),
+    names.test("last", "top5"),
+    names.test("best", "top1"),
+    names.test("last", "agreement"),
+    names.PARAMS,
+    names.MADDS,
+    names.BYTES,
+    names.LATENCY_MS,
+    "teacher/test/last/top1",
+    "teacher/model/params",
+}
+EPOCH = {
+    "train/loss",
+    "train/ce/raw",
+    "train/kd/raw",
+    "train/kd/weighted",
+    "train/top1",
+    "train/top5",
+    "val/loss",
+    "val/top1",
+    "val/top5",
+    "val/agreement",
+    names.IMAGES_PER_S,
+    names.EPOCH_S,
+    names.PEAK_MIB,
+}
+
+
+def test_everything_promised_is_recorded(environment, trial):
+    mailbox = Mailbox()
+    [result] = fit([trial("kd")], mailbox, environment())
+    assert set(result.metrics) >= FINAL
+    assert len(result.epochs) == 3
+    assert all(set(record.metrics) >= EPOCH for record in result.epochs)
+    first = result.epochs[0].metrics
+    assert first["train/kd/weighted"] == pytest.approx(0.9 * first["train/kd/raw"])
+    weighted = first["train/ce/weighted"] + first["train/kd/weighted"]
+    assert first["train/loss"] == pytest.approx(weighted, rel=1e-5)
+    assert [kind for kind, _ in mailbox.take()] == ["start", "epoch", "epoch", "epoch", "finish"]
+    assert {"commit", "dirty", "torch", "device", "host", "precision"} <= set(result.provenance)
+
+
+def test_the_best_on_validation_is_the_first_highest(environment, trial):
+    [result] = fit([trial("kd")], Mailbox(), environment())
+    top1 = [record.metrics["val/top1"] for record in result.epochs]
+    assert result.metrics[names.BEST_VAL_TOP1] == max(top1)
+    assert result.metrics[names.BEST_EPOCH] == top1.index(max(top1)) + 1
+
+
+def test_without_a_validation_split_there_is_no_best(environment, trial):
+    data = Data(name="digits", val=0, limit=100, augment=trial().data.augment)
+    [result] = fit([trial({"ce": {}}, teacher=None, data=data)], Mailbox(), environment())
+    assert not any(name.startswith(("test/best", "val/")) for name in result.metrics)
+    assert "val/top1" not in result.epochs[0].metrics
+
+
+def test_a_diverging_member_stops_and_the_others_go_on(environment, trial):
+    wild, calm = trial({"ce": {"weight": 1e30}, "kd": {}}), trial("kd")
+    here = environment()
+    first, second = fit([wild, calm], Mailbox(), here)
+    assert first.status == "diverged"
+    assert "train epoch 1" in first.reason
+    assert second.status == "finished"
+    assert here.layout.trial(wild.key).done
+    alone = fit([calm], Mailbox(), environment("alone"))[0]
+    assert alone.metrics[names.test("last", "top1")] == second.metrics[names.test("last", "top1")]
+
+
+def test_a_failing_member_stops_alone_and_is_tried_again(environment, trial, monkeypatch):
+    here = environment()
+    broken, sound = trial("at"), trial("kd")
+    step = Student.train_step
+
+    def fail(self, *args):
+        if self.trial.key == broken.key and self.tick == 2:
+            raise RuntimeError("no memory")
+        step(self, *args)
+
+    monkeypatch.setattr(Student, "train_step", fail)
+    first, second = fit([broken, sound], Mailbox(), here)
+    assert (first.status, second.status) == ("failed", "finished")
+    assert "no memory" in first.reason
+    assert not here.layout.trial(broken.key).done
+    monkeypatch.undo()
+    assert fit([broken], Mailbox(), here)[0].status == "finished"
+
+
+def test_two_stage_fitnets_trains_the_hint_first(environment, trial):
+    staged = trial({"ce": {}, "fitnet": {"stages": {"epochs": 2, "lr": 0.01}}})
+    here = environment()
+    [result] = fit([staged], Mailbox(), here)
+    assert [(r.stage, r.epoch) for r in result.epochs] == [("hint", 1), ("hint", 2), *(("train", e) for e in (1, 2, 3))]
+    hint, main = result.epochs[0].metrics, result.epochs[-1].metrics
+    assert "train/fitnet/raw" in hint
+    assert "train/ce/raw" not in hint
+    assert "train/fitnet/raw" not in main
+    assert hint["lr"] == 0.01
+    interrupted = environment("interrupted")
+    for _ in range(3):
+        trainer = CohortTrainer([staged, trial("kd")], Mailbox(), interrupted)
+        trainer.step()
+        trainer.save()
+    again, _ = fit([staged, trial("kd")], Mailbox(), interrupted)
+    assert again.metrics[names.test("last", "loss")] == result.metrics[names.test("last", "loss")]
+
+
+def test_a_checkpoint_cut_off_falls_back_to_the_one_before_and_says_so(environment, trial, caplog):
+    here, undisturbed = environment(), environment("undisturbed")
+    for _ in range(2):
+        trainer = CohortTrainer([trial("kd")], Mailbox(), here)
+        trainer.step()
+        trainer.save()
+    newest = here.layout.trial(trial("kd").key).checkpoint
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING, "otkd"):
+        resumed = CohortTrainer([trial("kd")], Mailbox(), here)
+    assert "checkpoint.pt cannot be read" in caplog.text
+    assert resumed.students[0].tick == 2
+    [result] = fit([trial("kd")], Mailbox(), here)
+    [whole] = fit([trial("kd")], Mailbox(), undisturbed)
+    assert result.metrics[names.test("last", "loss")] == whole.metrics[names.test("last", "loss")]
+
+
+def test_a_full_disk_stops_training_with_one_message_and_keeps_the_checkpoint(environment, trial, monkeypatch):
+    here = environment()
+    trainer = CohortTrainer([trial("kd")], Mailbox(), here)
+    trainer.step()
+    trainer.save()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        fit([trial("kd")], Mailbox(), here)
+    monkeypatch.undo()
+    assert CohortTrainer([trial("kd")], Mailbox(), here).students[0].tick == 2
+
+
+def test_an_untrained_teacher_is_named(environment, trial):
+    other = trial().teacher.model_copy(update={"seed": 9})
+    with pytest.raises(CheckpointError, match=r"the teacher resnet14 .* has not been trained"):
+        fit([trial("kd", teacher=other)], Mailbox(), environment())
+
+
+def test_checkpoints_are_written_by_the_clock_and_gone_in_the_end(environment, trial, monkeypatch):
+    saved = []
+    monkeypatch.setattr(engine.CohortTrainer, "save", lambda self: saved.append(1))
+    fit([trial("kd")], Mailbox(), environment("rarely", checkpoint_s=1e6))
+    assert saved == []
+    fit([trial("kd")], Mailbox(), environment("often", checkpoint_s=0))
+    assert len(saved) == 3
+    monkeypatch.undo()
+    here = environment("real", checkpoint_s=0)
+    fit([trial("kd")], Mailbox(), here)
+    folder = here.layout.trial(trial("kd").key)
+    assert not folder.checkpoint.exists()
+    assert json.loads(folder.trial.read_text())["student"]["name"] == "resnet8"
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_clipping_bounds_the_update(environment, trial, clip):
+    recipe = Train(
+        epochs=1, batch_size=75, optimizer=Sgd(name="sgd", lr=1.0, momentum=0, weight_decay=0), clip_norm=clip
+    )
+    data = Data(name="digits", limit=75, augment=trial().data.augment)
+    student = trial({"ce": {}}, teacher=None, train=recipe, data=data)
+    trainer = CohortTrainer([student], Mailbox(), environment())
+    model = trainer.students[0].model
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer._train_epoch(1, trainer.students)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(before, model.parameters(), strict=True)]).norm().item()
+    assert (moved <= 1.01e-3) == (clip is not None)
+
+
+def test_one_parameter_group_is_updated_as_torch_would(environment, trial):
+    """One step of the engine against the same step written out in plain PyTorch."""
+    recipe = Train(epochs=1, batch_size=100, optimizer=Sgd(name="sgd", lr=0.1), precision="fp32")
+    data = Data(name="digits", limit=100, augment=trial().data.augment)
+    trainer = CohortTrainer([trial({"ce": {}}, teacher=None, train=recipe, data=data)], Mailbox(), environment())
+    [student] = trainer.students
+    batch = next(iter(trainer.train.epoch(1)))
+    twin = CohortTrainer([student.trial], Mailbox(), environment("twin")).students[0].model.train()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    torch.nn.functional.cross_entropy(twin(batch.image).logits, batch.target).backward()
+    optimizer.step()
+    trainer._train_epoch(1, [student])
+    for mine, theirs in zip(student.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from otkd.core import names, plugins
+from otkd.models.factory import create
+from otkd.train.evaluate import top_k
+from otkd.train.measure import compression
+
+
+def test_multiply_adds_of_resnet8_by_hand():
+    """Convolutions and the classifier at 3×32×32: the stem, then two 3×3 convolutions a stage and two shortcuts."""
+    stem = 9 * 3 * 16 * 32**2
+    stage1 = 2 * 9 * 16 * 16 * 32**2
+    stage2 = (9 * 16 * 32 + 9 * 32 * 32 + 16 * 32) * 16**2
+    stage3 = (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64) * 8**2
+    figures = compression(create("resnet8", classes=100, channels=3, seed=0), plugins.cards("data")["cifar100"])
+    assert figures[names.MADDS] == stem + stage1 + stage2 + stage3 + 64 * 100
+    assert figures[names.PARAMS] == 83_892
+    assert figures[names.BYTES] == pytest.approx(4 * (83_892 + 681), rel=0.1)
+    assert 0 < figures[names.LATENCY_MS] < 1000
+
+
+def test_measuring_leaves_the_network_as_it_was():
+    model = create("resnet8", classes=10, channels=1, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    compression(model, plugins.cards("data")["digits"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_top_k_counts():
+    logits_BK = torch.tensor([[0.1, 0.9, 0.3, 0.2], [5.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]])
+    target_B = torch.tensor([1, 2, 0])
+    assert [top_k(logits_BK, target_B, k).item() for k in (1, 2, 3, 4, 5)] == [1, 1, 2, 3, 3]
