@@ -86,7 +86,7 @@ def sweep(
         if made.pending(layout):
             session.train(Options(data_dir, local, address, device))
         elif not replayed and (layout.reports / made.info.name / "report.html").exists():
-            console.print(f"{made.info.name}: nothing to do, all {len(made.all)} trials are done.", highlight=False)
+            console.print(f"{made.info.name}: nothing to do, all {len(made.trials)} trials are done.", highlight=False)
             _show_table(layout, made.info.name, console)
             return
         session.flush()

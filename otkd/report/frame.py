@@ -150,10 +150,17 @@ def budget(frame: pd.DataFrame) -> str:
         " ".join(filter(None, [_each(rows, "train.optimizer.name"), _each(rows, "train.optimizer.lr", "lr {}")])),
         _each(rows, "train.schedule.name", "{} schedule"),
         _each(rows, "data.limit", "{} training images") or "all training images",
-        _each(rows, "data.val", "of which {} held out for validation") or "nothing held out for validation",
+        _held_out(rows) or "nothing held out for validation",
     ]
     known = bool(parts[0])
     return f"Budget of a student: {', '.join(filter(None, parts))}." if known else "The budget is not on record."
+
+
+def _held_out(rows: pd.DataFrame) -> str:
+    """What `data.val` (a share below 1, or a count) held out."""
+    values = [float(value) for value in rows[PARAM + "data.val"].dropna().unique() if value not in NOTHING]
+    words = [f"{100 * value:g} %" if value < 1 else f"{value:g}" for value in values]
+    return f"of which {' or '.join(words)} held out for validation" if words else ""
 
 
 def show(value: Any) -> str:

@@ -195,7 +195,6 @@ def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
 def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
     return {
         **contents._asdict(),
-        "budget": frame.budget(contents.frame),
         "trials": _trials(contents.frame),
         "provenance": _provenance(contents.frame),
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started)),

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from otkd.core.errors import StorageError
 from otkd.core.trial import Trial
-from otkd.sweep.runner import Listener, NoteHandler
+from otkd.sweep.runner import Listener, NoteHandler, threads
 from otkd.train import Environment, fit
 
 log = logging.getLogger("otkd")
 
 
 class LocalRunner:
-    """One cohort at a time, with all of the machine's cores unless the environment says otherwise."""
-
-    slots = 1
+    """One cohort at a time."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -27,7 +27,11 @@ class LocalRunner:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, cohorts: Sequence[Sequence[Trial]], listener: Listener) -> None:
+    def slots(self, cpu: float) -> int:
+        """One."""
+        return 1
+
+    def run(self, cohorts: Sequence[Sequence[Trial]], cpu: float, listener: Listener) -> None:
         """Train all of them; a cohort that fails is named and left for the next attempt.
 
         Raises:
@@ -37,13 +41,13 @@ class LocalRunner:
         log.addHandler(handler)
         try:
             for cohort in cohorts:
-                self._fit(cohort, listener)
+                self._fit(cohort, listener, replace(self.environment, threads=threads(cpu, os.cpu_count() or 1)))
         finally:
             log.removeHandler(handler)
 
-    def _fit(self, cohort: Sequence[Trial], listener: Listener) -> None:
+    def _fit(self, cohort: Sequence[Trial], listener: Listener, environment: Environment) -> None:
         try:
-            fit(cohort, listener, self.environment)
+            fit(cohort, listener, environment)
         except StorageError:
             raise
         except Exception as error:

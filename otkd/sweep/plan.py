@@ -36,12 +36,17 @@ class Plan(NamedTuple):
 
     @property
     def all(self) -> tuple[Planned, ...]:
-        """Teachers first."""
+        """Teachers first. Axes of an ablation meet in the default setting: such a trial is here once for each."""
         return (*self.teachers, *self.students)
 
-    def pending(self, layout: Layout) -> tuple[Planned, ...]:
-        """What has not been run to its end yet."""
-        return tuple(planned for planned in self.all if not layout.trial(planned.trial.key).done)
+    @property
+    def trials(self) -> dict[str, Trial]:
+        """What there is to train, by key: each trial once."""
+        return {planned.trial.key: planned.trial for planned in self.all}
+
+    def pending(self, layout: Layout) -> list[Trial]:
+        """Trials that have not been run to their end yet."""
+        return [trial for key, trial in self.trials.items() if not layout.trial(key).done]
 
 
 class Variant(NamedTuple):

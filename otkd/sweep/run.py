@@ -38,15 +38,20 @@ def execute(plan: Plan, runner: Runner, listener: Broadcast, progress: Progress,
     Raises:
         StorageError: the disk refuses; everything written so far is whole, and the same command goes on from there.
     """
-    for stage, planned in (("teachers", plan.teachers), ("students", plan.students)):
-        for attempt in range(1 + plan.spec.resources.retries):
+    resources = plan.spec.resources
+    stages = (
+        ("teachers", plan.teachers, resources.teacher_cpu or resources.cpu),
+        ("students", plan.students, resources.cpu),
+    )
+    for stage, planned, cpu in stages:
+        for attempt in range(1 + resources.retries):
             pending = _trainable(planned, layout)
             if not pending:
                 break
             if attempt:
                 listener.note(f"trying {len(pending)} of the {stage} again")
             progress.begin_stage(stage, pending)
-            runner.run(cohorts(pending, runner.slots, plan.spec.resources.cohort), listener)
+            runner.run(cohorts(pending, runner.slots(cpu), resources.cohort), cpu, listener)
     return outcome(plan, layout)
 
 
@@ -62,7 +67,8 @@ def outcome(plan: Plan, layout: Layout) -> Outcome:
 
 def _trainable(planned: Sequence[Planned], layout: Layout) -> list[Trial]:
     """Trials that are not done and whose teacher, if they have one, is sound."""
-    pending = [item.trial for item in planned if not layout.trial(item.trial.key).done]
+    trials = {item.trial.key: item.trial for item in planned}
+    pending = [trial for key, trial in trials.items() if not layout.trial(key).done]
     return [trial for trial in pending if trial.teacher is None or _sound(trial.teacher, layout)]
 
 

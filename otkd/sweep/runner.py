@@ -20,11 +20,11 @@ class Listener(MetricSink, Protocol):
 class Runner(Protocol):
     """Trains cohorts. A trial whose cohort could not be trained is left undone; the next attempt takes it up."""
 
-    slots: int
-    """How many cohorts run at the same time."""
+    def slots(self, cpu: float) -> int:
+        """How many cohorts of so many CPU cores run at the same time."""
 
-    def run(self, cohorts: Sequence[Sequence[Trial]], listener: Listener) -> None:
-        """Train all of them."""
+    def run(self, cohorts: Sequence[Sequence[Trial]], cpu: float, listener: Listener) -> None:
+        """Train all of them, each with so many CPU cores."""
 
     def __enter__(self) -> Runner: ...
 
@@ -73,6 +73,11 @@ def deliver(events: Iterable[Event], listener: Listener) -> None:
             listener.epoch(EpochRecord.model_validate_json(text))
         else:
             listener.finish(TrialResult.model_validate_json(text))
+
+
+def threads(cpu: float, there: float) -> int:
+    """CPU threads of a cohort that asks for `cpu` cores where `there` are."""
+    return max(1, int(min(cpu, there)))
 
 
 class NoteHandler(logging.Handler):

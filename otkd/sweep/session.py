@@ -54,9 +54,8 @@ class Session:
     def replay(self) -> int:
         """Log results that are on disk and not in the tracking store (it was away, or is new). Returns how many."""
         known = self.tracker.finished()
-        lacking = [item.trial for item in self.plan.all if item.trial.key not in known]
         replayed = 0
-        for trial in lacking:
+        for trial in (trial for key, trial in self.plan.trials.items() if key not in known):
             result = result_of(trial, self.layout)
             if result is not None:
                 self.tracker.start(trial)

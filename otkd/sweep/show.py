@@ -36,10 +36,11 @@ def show_plan(plan: Plan, layout: Layout, console: Console) -> None:
         table.add_row(escape(planned.label.title), planned.trial.key, _state(planned.trial.key, layout))
     console.print(table)
     pending = plan.pending(layout)
-    done = len(plan.all) - len(pending)
+    count, teachers = len(plan.trials), len(plan.teachers)
     console.print(
-        f"{len(plan.all)} trials: {len(plan.teachers)} teachers, {len(plan.students)} students; {done} done, "
-        f"{len(pending)} to train, {sum(item.trial.train.epochs for item in pending)} epochs in all.",
+        f"{count} trials: {teachers} teacher{'s' * (teachers != 1)}, {count - teachers} students; "
+        f"{count - len(pending)} done, {len(pending)} to train, {sum(trial.train.epochs for trial in pending)} "
+        "epochs in all.",
         highlight=False,
     )
 

@@ -48,6 +48,8 @@ class Resources(StrictModel):
 
     cpu: PositiveFloat = Field(1, strict=False)
     """CPU cores, which is also the number of threads; more than the machine has means all of them."""
+    teacher_cpu: PositiveFloat | None = Field(None, strict=False)
+    """CPU cores of a teacher in training, where that differs: teachers are few, and leave cores idle."""
     gpu: Annotated[float, Field(ge=0, strict=False)] = 0
     """GPUs; a fraction lets several cohorts share one. Ignored where there is no GPU."""
     cohort: PositiveInt | Literal["auto"] = "auto"

@@ -12,6 +12,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it ends the driver, which ends all
 
@@ -21,7 +22,7 @@ from ray import tune
 from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.core.trial import Trial
-from otkd.sweep.runner import Listener, Mailbox, NoteHandler, deliver
+from otkd.sweep.runner import Listener, Mailbox, NoteHandler, deliver, threads
 from otkd.sweep.spec import Resources
 from otkd.train import CohortTrainer, Environment
 
@@ -49,6 +50,14 @@ class CohortTrainable(tune.Trainable):
         except StorageError as error:  # no retry helps: the driver has to hear of it and stop
             return {"events": self._mailbox.take(), "storage": str(error), "done": True}
         return {"events": self._mailbox.take(), "done": self._trainer.done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """The trials' own checkpoints under `runs/trials/` are what they resume from; Tune's are empty."""
+        self._trainer.save()
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """`setup` has resumed from the trials' own checkpoints already."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         trials = [Trial.model_validate_json(text) for text in config["cohort"]]
@@ -85,25 +94,25 @@ class RayRunner:
             raise OtkdError(
                 f"Ray at {self.address!r} does not answer: {error}. Without --address it runs here."
             ) from error
-        total = ray.cluster_resources()
-        self.cpu = min(self.resources.cpu, total.get("CPU", 1))
-        self.gpu = self.resources.gpu if total.get("GPU", 0) else 0
-        by_cpu = int(total.get("CPU", 1) / self.cpu)
-        self.slots = max(1, min(by_cpu, int(total["GPU"] / self.gpu)) if self.gpu else by_cpu)
+        self.total = ray.cluster_resources()
+        self.gpu = self.resources.gpu if self.total.get("GPU", 0) else 0
         return self
 
     def __exit__(self, *error: object) -> None:
         ray.shutdown()
 
-    def run(self, cohorts: Sequence[Sequence[Trial]], listener: Listener) -> None:
+    def slots(self, cpu: float) -> int:
+        """As many as cores and GPUs allow; at least one."""
+        by_cpu = int(self.total["CPU"] / self._cpu(cpu))
+        return max(1, min(by_cpu, int(self.total["GPU"] / self.gpu)) if self.gpu else by_cpu)
+
+    def run(self, cohorts: Sequence[Sequence[Trial]], cpu: float, listener: Listener) -> None:
         """Train all of them; a cohort whose worker keeps dying is named and left for the next attempt.
 
         Raises:
             StorageError: nothing more can be written.
         """
-        environment = dataclasses.asdict(
-            dataclasses.replace(self.environment, threads=self.environment.threads or max(1, int(self.cpu)))
-        )
+        environment = dataclasses.asdict(dataclasses.replace(self.environment, threads=threads(cpu, self.total["CPU"])))
         layout = self.environment.layout
         environment["layout"] = str(layout.root.resolve())
         environment["data_dir"] = str(self.environment.data_dir.resolve()) if self.environment.data_dir else None
@@ -113,7 +122,7 @@ class RayRunner:
         }
         courier = _Courier(listener)
         tuner = tune.Tuner(
-            tune.with_resources(CohortTrainable, {"cpu": self.cpu, "gpu": self.gpu}),
+            tune.with_resources(CohortTrainable, {"cpu": self._cpu(cpu), "gpu": self.gpu}),
             param_space=space,
             tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
             run_config=tune.RunConfig(
@@ -126,6 +135,9 @@ class RayRunner:
         tuner.fit()
         if courier.storage:
             raise StorageError(courier.storage)
+
+    def _cpu(self, cpu: float) -> float:
+        return min(cpu, self.total["CPU"])
 
 
 class _Courier(tune.Callback):

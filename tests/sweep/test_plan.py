@@ -68,6 +68,16 @@ def test_done_trials_are_not_pending(sweep_file, tmp_path):
     assert len(plan.pending(layout)) == len(plan.all) - 1
 
 
+def test_axes_that_meet_in_one_setting_share_a_trial(sweep_file):
+    methods = {
+        "a": {"ce": 1, "transport": {"weight": {"grid": [1, 10]}}},
+        "b": {"ce": 1, "transport": {"weight": 10, "layer": {"grid": ["embedding", "logits"]}}},
+    }
+    plan = make(load(sweep_file(methods=methods, seeds=[0])))
+    assert len(plan.students) == 4
+    assert len(plan.trials) == len(plan.pending(Layout("nowhere"))) == 1 + 3
+
+
 @pytest.mark.parametrize("extra", [[], ["--profile", "paper"]])
 def test_planning_is_quick_and_imports_neither_torch_nor_ray(extra):
     code = (

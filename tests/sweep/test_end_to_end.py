@@ -1,0 +1,224 @@
+"""Whole sweeps by the command line, with real Ray and real MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+
+from otkd.core import names
+from otkd.core.layout import Layout
+from otkd.sweep.plan import make
+from otkd.sweep.spec import load
+
+OTKD = [sys.executable, "-c", "from otkd.cli import main; main()"]
+
+
+def environment(**changes):
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "OTKD_DATA_DIR", "RAY_ADDRESS")
+    }
+    return {**inherited, **changes}
+
+
+def otkd(*words, **changes):
+    """Run a command to its end."""
+    return subprocess.run(
+        [*OTKD, *map(str, words)], capture_output=True, text=True, env=environment(**changes), check=False, timeout=300
+    )
+
+
+def launch(*words):
+    """Start a command in a process group of its own."""
+    return subprocess.Popen(
+        [*OTKD, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def events(runs, kind):
+    path = runs / "records" / "tiny.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if f'"event": "{kind}"' in line and line.endswith("}")]
+
+
+def trial_runs(runs) -> pd.DataFrame:
+    client_uri = f"sqlite:///{(runs / 'mlflow.db').resolve()}"
+    mlflow.set_tracking_uri(client_uri)
+    try:
+        found = mlflow.search_runs(search_all_experiments=True)
+    finally:
+        mlflow.set_tracking_uri(None)
+    return found[found[f"tags.{names.TAG_KIND}"] != "sweep"]
+
+
+def assert_each_once(runs, plan):
+    """One finished run per key, every epoch in it exactly once."""
+    found = trial_runs(runs)
+    assert sorted(found[f"tags.{names.TAG_KEY}"]) == sorted(item.trial.key for item in plan.all)
+    assert set(found["status"]) == {"FINISHED"}
+    client = mlflow.MlflowClient(f"sqlite:///{(runs / 'mlflow.db').resolve()}")
+    epochs = plan.spec.train.epochs
+    for run_id in found["run_id"]:
+        for metric in (names.TRAIN_LOSS, names.VAL_TOP1):
+            steps = [point.step for point in client.get_metric_history(run_id, metric)]
+            assert sorted(steps) == list(range(1, epochs + 1))
+
+
+def last_weights(runs, plan):
+    return {item.trial.key: torch.load(Layout(runs).trial(item.trial.key).last, weights_only=True) for item in plan.all}
+
+
+def assert_same_weights(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        assert all(torch.equal(left[key][name], right[key][name]) for name in left[key])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    import yaml
+
+    path = tmp_path_factory.mktemp("sweep") / "tiny.yaml"
+    sweep = {
+        "name": "tiny",
+        "question": "Does it run, <b>really</b>?",
+        "data": {"name": "digits", "val": 0.2, "limit": 300},
+        "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
+        "train": {"epochs": 6, "batch_size": 16, "schedule": {"name": "constant"}},
+        "methods": {"student": {"ce": 1}, "kd": {"ce": 0.1, "kd": 0.9}, "ot": {"ce": 1, "transport": 1}},
+        "seeds": [0, 1],
+    }
+    path.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plan(file):
+    return make(load(file))
+
+
+@pytest.fixture(scope="module")
+def local_runs(file, plan, tmp_path_factory):
+    """The sweep run without Ray, undisturbed."""
+    runs = tmp_path_factory.mktemp("local") / "runs"
+    done = otkd("sweep", file, "--local", "--runs", runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs
+
+
+def test_a_local_sweep_leaves_records_report_and_table(local_runs, plan, file):
+    assert_each_once(local_runs, plan)
+    folder = local_runs / "reports" / "tiny"
+    assert {"report.html", "report.md", "tables", "figures"} <= {path.name for path in folder.iterdir()}
+    assert "<b>really</b>" not in (folder / "report.html").read_text(encoding="utf-8")
+    found = trial_runs(local_runs)
+    students = found[found[f"tags.{names.TAG_KIND}"] == "student"]
+    assert students["tags.mlflow.parentRunId"].nunique() == 1
+    assert set(students[f"tags.{names.TAG_METHOD}"]) == {"student", "kd", "ot"}
+    assert "resnet8 ← resnet14 · kd · seed 1" in set(students["tags.mlflow.runName"])
+    assert (students["params.train.epochs"] == "6").all()
+
+
+def test_the_report_agrees_with_mlflow(local_runs):
+    done = otkd("report", "--runs", local_runs)
+    assert done.returncode == 0, done.stderr
+    csv = pd.read_csv(local_runs / "reports" / "tiny" / "trials.csv").set_index("key")
+    found = trial_runs(local_runs).set_index(f"tags.{names.TAG_KEY}")
+    for column in (names.test("last", "top1"), names.test("best", "top1"), names.PARAMS, names.MADDS):
+        pd.testing.assert_series_equal(
+            csv[column].sort_index(), found[f"metrics.{column}"].sort_index(), check_names=False
+        )
+
+
+def test_running_again_finds_nothing_to_do(local_runs, file):
+    before = (local_runs / "mlflow.db").stat().st_size
+    done = otkd("sweep", file, "--local", "--runs", local_runs)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stdout
+    assert "kd" in done.stdout
+    assert (local_runs / "mlflow.db").stat().st_size == before
+
+
+def test_ray_gives_the_same_weights_as_one_process_also_after_kill_9(local_runs, plan, file, tmp_path):
+    runs = tmp_path / "runs"
+    driver = launch("sweep", file, "--runs", runs)
+    wait_for(lambda: len(events(runs, "finish")) >= 2, driver)  # the teacher and a first student
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    finished = len(events(runs, "finish"))
+    assert finished < len(plan.all)
+    done = otkd("sweep", file, "--runs", runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_each_once(runs, plan)
+    assert_same_weights(last_weights(local_runs, plan), last_weights(runs, plan))
+    assert "nothing to do" in otkd("sweep", file, "--runs", runs).stdout
+
+
+def test_ctrl_c_stops_with_one_line_and_the_same_command_goes_on(plan, file, tmp_path):
+    runs = tmp_path / "runs"
+    driver = launch("sweep", file, "--local", "--runs", runs)
+    wait_for(lambda: len(events(runs, "epoch")) >= 8, driver)
+    driver.send_signal(signal.SIGINT)
+    output = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 130
+    assert "The same command goes on from here" in output
+    assert "Traceback" not in output
+    done = otkd("sweep", file, "--local", "--runs", runs)
+    assert done.returncode == 0, done.stderr
+    assert_each_once(runs, plan)
+
+
+def test_results_that_the_store_has_lost_are_logged_again(local_runs, plan, file, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "trials").symlink_to(local_runs / "trials")
+    (runs / "cache").symlink_to(local_runs / "cache")
+    done = otkd("sweep", file, "--local", "--runs", runs)
+    assert done.returncode == 0, done.stderr
+    assert_each_once(runs, plan)
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "message"),
+    [
+        (("sweep", "none.yaml"), {}, "there is no file none.yaml"),
+        (("sweep", "FILE", "--set", "train.epochs=0"), {}, "train.epochs: Input should be greater than 0. Got 0."),
+        (("sweep", "FILE"), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
+        (("sweep", "FILE", "--set", "data.name=cifar100", "--set", "data.limit=500"), {}, "OTKD_DATA_DIR"),
+        (("report",), {}, "nothing is recorded"),
+        (("list", "losss"), {}, "Did you mean 'losses'?"),
+    ],
+)
+def test_bad_input_gives_one_clear_message(file, tmp_path, words, changes, message):
+    words = [str(file) if word == "FILE" else word for word in words]
+    runs = [] if words[0] == "list" else ["--runs", str(tmp_path / "runs")]
+    done = otkd(*words, *runs, **changes)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("otkd: ")
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(Path(tmp_path).glob("runs/trials/*"))
+
+
+@pytest.mark.parametrize("what", ["losses", "models", "data", "solvers", "sweeps"])
+def test_list(what):
+    done = otkd("list", what)
+    assert done.returncode == 0, done.stderr
+    assert {"losses": "transport", "models": "resnet8", "data": "digits", "solvers": "sinkhorn", "sweeps": "sweeps/"}[
+        what
+    ] in done.stdout
