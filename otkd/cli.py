@@ -85,7 +85,7 @@ def sweep(
         replayed = session.replay()
         if made.pending(layout):
             session.train(Options(data_dir, local, address, device))
-        elif not replayed and (layout.reports / made.info.name / "report.html").exists():
+        elif not replayed and _reported(layout, made.info.name, session.tracker.run_id):
             console.print(f"{made.info.name}: nothing to do, all {len(made.trials)} trials are done.", highlight=False)
             _show_table(layout, made.info.name, console)
             return
@@ -151,6 +151,12 @@ def _plan(sweep: Path, profile: str, overrides: list[str] | None) -> Plan:
     from otkd.sweep.spec import load
 
     return make(load(sweep, profile, overrides or ()))
+
+
+def _reported(layout: Layout, name: str, run_id: str) -> bool:
+    """Whether the report that lies there is that of this run: a sweep changed by --set has the same name."""
+    page = layout.reports / name / "report.html"
+    return page.exists() and run_id in page.read_text(encoding="utf-8")
 
 
 def _console() -> Console:

@@ -155,6 +155,12 @@ def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Prob
             problems.append(Problem(where, text + did_you_mean(item["loc"][-1], allowed)))
         elif item["type"] == "missing":
             problems.append(Problem(where, "is missing."))
+        elif item["type"] == "union_tag_not_found":
+            problems.append(Problem(f"{where}.name", f"is missing. Got {item['input']!r}."))
+        elif item["type"] == "union_tag_invalid":
+            tag, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "")
+            hint = did_you_mean(tag, allowed.split(", "))
+            problems.append(Problem(f"{where}.name", f"there is no {tag!r}; there is {allowed}.{hint}"))
         else:
             problems.append(Problem(where, f"{_sentence(item['msg'])} Got {item['input']!r}."))
     return problems

@@ -79,10 +79,15 @@ class Session:
             journal.close()
 
     def flush(self) -> None:
-        """Wait until the tracking store has everything."""
+        """Wait until the tracking store has everything.
+
+        Raises:
+            TrackingError: it is away; what it lacks is kept, and logged by the next run.
+        """
         if self.tracker.pending:
             self.console.print("logging to MLflow …", highlight=False)
-            self.tracker.flush(FLUSH_S)
+        if not self.tracker.flush(FLUSH_S):
+            self.tracker.close(0)
 
 
 def _runner(plan: Plan, layout: Layout, options: Options) -> Runner:

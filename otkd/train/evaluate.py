@@ -15,10 +15,10 @@ from otkd.data.pipeline import Batches
 EVAL_BATCH = 500
 
 
-def top_k(logits_BK: Tensor, target_B: Tensor, k: int) -> Tensor:
-    """How many of the batch have their class among the k largest logits (a scalar on the device)."""
-    best_Bk = logits_BK.topk(min(k, logits_BK.shape[1]), dim=1).indices
-    return (best_Bk == target_B[:, None]).any(1).sum()
+def hits(logits_BK: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the batch have their class at the largest, and among the five largest logits (on the device)."""
+    hit_B5 = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == target_B[:, None]
+    return hit_B5[:, 0].sum(), hit_B5.sum()
 
 
 @torch.inference_mode()
@@ -43,8 +43,9 @@ def evaluate(
             logits_BK = model(batch.image).logits.float()
         size = len(batch.target)
         sums[0] += F.cross_entropy(logits_BK, batch.target, reduction="sum")
-        sums[1] += top_k(logits_BK, batch.target, 1)
-        sums[2] += top_k(logits_BK, batch.target, 5)
+        top1, top5 = hits(logits_BK, batch.target)
+        sums[1] += top1
+        sums[2] += top5
         if answers_N is not None:
             sums[3] += (logits_BK.argmax(1) == answers_N[seen : seen + size]).sum()
         seen += size

@@ -21,7 +21,7 @@ from otkd.losses.objective import MAIN, Objective
 from otkd.models.factory import create
 from otkd.train import checkpoint
 from otkd.train.device import RandomStream, Stopwatch
-from otkd.train.evaluate import top_k
+from otkd.train.evaluate import hits
 from otkd.train.optim import lr_factor, optimizer
 
 CHECK_EVERY = 50
@@ -209,12 +209,10 @@ class Student:
         """Add this batch to the epoch's sums, on the device."""
         size = len(target_B)
         self._unsound |= ~torch.isfinite(loss)
-        values = {names.TRAIN_LOSS: loss, **metrics}
-        counts = {
-            names.TRAIN_TOP1: 100 * top_k(logits_BK, target_B, 1),
-            names.TRAIN_TOP5: 100 * top_k(logits_BK, target_B, 5),
-        }
-        for name, value in {**{name: value * size for name, value in values.items()}, **counts}.items():
+        top1, top5 = hits(logits_BK, target_B)
+        means = {names.TRAIN_LOSS: loss, **metrics}
+        counts = {names.TRAIN_TOP1: 100 * top1, names.TRAIN_TOP5: 100 * top5}
+        for name, value in {**{name: mean * size for name, mean in means.items()}, **counts}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._seen += size
 

@@ -34,6 +34,14 @@ def test_all_structural_problems_come_together(sweep_file):
         assert part in text, part
 
 
+def test_a_choice_without_or_with_a_wrong_name(sweep_file):
+    train = {"epochs": 1, "optimizer": {"lr": 1.0}, "schedule": {"name": "cosin"}}
+    text = problems(sweep_file(train=train))
+    assert "train.optimizer.name: is missing. Got {'lr': 1.0}." in text
+    assert "train.schedule.name: there is no 'cosin'; there is constant, step, cosine, onecycle." in text
+    assert "Did you mean 'cosine'?" in text
+
+
 def test_all_problems_of_meaning_come_together(sweep_file):
     path = sweep_file(
         data={"name": "digit", "val": 0},

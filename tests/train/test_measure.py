@@ -3,7 +3,7 @@ import torch
 
 from otkd.core import names, plugins
 from otkd.models.factory import create
-from otkd.train.evaluate import top_k
+from otkd.train.evaluate import hits
 from otkd.train.measure import compression
 
 
@@ -27,7 +27,13 @@ def test_measuring_leaves_the_network_as_it_was():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_top_k_counts():
-    logits_BK = torch.tensor([[0.1, 0.9, 0.3, 0.2], [5.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0]])
-    target_B = torch.tensor([1, 2, 0])
-    assert [top_k(logits_BK, target_B, k).item() for k in (1, 2, 3, 4, 5)] == [1, 1, 2, 3, 3]
+def test_hits_against_a_sort():
+    generator = torch.Generator().manual_seed(0)
+    logits_BK = torch.randn(97, 11, generator=generator)
+    target_B = torch.randint(0, 11, (97,), generator=generator)
+    ranks = [
+        sorted(row, reverse=True).index(row[target]) for row, target in zip(logits_BK.tolist(), target_B, strict=True)
+    ]
+    assert [count.item() for count in hits(logits_BK, target_B)] == [ranks.count(0), sum(rank < 5 for rank in ranks)]
+    few_B3 = logits_BK[:, :3]
+    assert hits(few_B3, target_B % 3)[1].item() == 97
