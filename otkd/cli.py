@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +26,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as shells and typer have it."""
 
 Sweep = Annotated[Path, typer.Argument(help="The sweep file, e.g. sweeps/demo.yaml.", show_default=False)]
 Profile = Annotated[
@@ -39,6 +41,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 def main() -> None:
     """Entry point: one clear message for what the user can mend, a traceback only with --debug."""
     if "--debug" in sys.argv:
+        logging.basicConfig()
+        logging.getLogger("otkd").setLevel(logging.DEBUG)
         app()
         return
     try:
@@ -46,9 +50,13 @@ def main() -> None:
     except OtkdError as error:
         typer.echo(f"otkd: {error}", err=True)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("\notkd: stopped. The same command goes on from here.", err=True)
-        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        typer.echo(f"otkd: unexpected {type(error).__name__}: {error}\nThe same with --debug shows where.", err=True)
+        raise SystemExit(1) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("\notkd: stopped. The same command goes on from here.", err=True)
+        raise
 
 
 @app.command()
@@ -85,14 +93,14 @@ def sweep(
         replayed = session.replay()
         if made.pending(layout):
             session.train(Options(data_dir, local, address, device))
-        elif not replayed and _reported(layout, made.info.name, session.tracker.run_id):
+        elif not replayed and _reported(layout, made.info.name):
             console.print(f"{made.info.name}: nothing to do, all {len(made.trials)} trials are done.", highlight=False)
             _show_table(layout, made.info.name, console)
             return
         session.flush()
         written = write_report(layout, made.info.name)
         session.tracker.attach_report(written.folder, written.markdown)
-        _show_table(layout, made.info.name, console)
+        _show_table(layout, made.info.name, console, written.problems)
     raise typer.Exit(show_outcome(made, layout, console))
 
 
@@ -107,7 +115,7 @@ def report(
     from otkd.report.render import write_report
 
     written = write_report(Layout(runs), name, references=references)
-    _show_table(Layout(runs), written.folder.name, _console())
+    _show_table(Layout(runs), written.folder.name, _console(), written.problems)
 
 
 @app.command()
@@ -153,10 +161,12 @@ def _plan(sweep: Path, profile: str, overrides: list[str] | None) -> Plan:
     return make(load(sweep, profile, overrides or ()))
 
 
-def _reported(layout: Layout, name: str, run_id: str) -> bool:
-    """Whether the report that lies there is that of this run: a sweep changed by --set has the same name."""
-    page = layout.reports / name / "report.html"
-    return page.exists() and run_id in page.read_text(encoding="utf-8")
+def _reported(layout: Layout, name: str) -> bool:
+    """Whether the report that lies there says what is on record now."""
+    from otkd.report.render import is_current
+    from otkd.track.reader import read_sweep
+
+    return is_current(layout.reports / name, read_sweep(layout, name))
 
 
 def _console() -> Console:
@@ -165,8 +175,8 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200)
 
 
-def _show_table(layout: Layout, name: str, console: Console) -> None:
-    """Print the main table of a sweep and where its report lies."""
+def _show_table(layout: Layout, name: str, console: Console, problems: Iterable[str] = ()) -> None:
+    """Print the main table of a sweep, where its report lies, and what of it could not be made."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -180,3 +190,5 @@ def _show_table(layout: Layout, name: str, console: Console) -> None:
     if table.row_count:
         console.print(table)
     console.print(f"report: {layout.reports / name / 'report.html'}", highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(f"[yellow]![/] the report lacks {escape(problem)}", highlight=False)

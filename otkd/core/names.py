@@ -8,6 +8,8 @@ from __future__ import annotations
 
 # per epoch
 TRAIN_LOSS, TRAIN_TOP1, TRAIN_TOP5 = "train/loss", "train/top1", "train/top5"
+TRAIN_AGREEMENT = "train/agreement"
+"""Top-1 agreement with the teacher on the training batches, for those whose objective asks the teacher."""
 VAL_LOSS, VAL_TOP1, VAL_TOP5, VAL_AGREEMENT = "val/loss", "val/top1", "val/top5", "val/agreement"
 LR = "lr"
 EPOCH_S = "time/epoch_s"
@@ -15,7 +17,7 @@ EPOCH_S = "time/epoch_s"
 OWN_S, TEACHER_S, DATA_S, EVAL_S = "time/own_s", "time/teacher_s", "time/data_s", "time/eval_s"
 IMAGES_PER_S = "time/images_per_s"
 PEAK_MIB = "memory/peak_mib"
-"""Peak memory of the process (CPU) or of the device's allocator, in MiB; a cohort shares it."""
+"""Peak memory in MiB: of the worker process so far (CPU), of the device's allocator for the cohort (CUDA)."""
 
 
 def term(name: str, part: str) -> str:

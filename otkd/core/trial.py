@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from otkd.core import plugins
 from otkd.core.config import StrictModel
 
 
@@ -33,6 +43,15 @@ class Data(StrictModel):
     """Seed of `limit` and of the split; teacher and student share it, so neither sees the other's validation images."""
     augment: Augment | None = None
     """Batch augmentation; each data set has its usual one as default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_augmentation(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("augment") is None:
+            card = plugins.cards("data").get(str(given.get("name")))
+            if card is not None:
+                return {**given, "augment": {"pad": card.augment.pad, "flip": card.augment.flip}}
+        return given
 
 
 class Sgd(StrictModel):
@@ -138,6 +157,13 @@ class Trial(StrictModel):
     train: Train
     seed: NonNegativeInt = 0
     """Seed of initialisation, batch order, augmentation and dropout."""
+
+    @field_validator("objective")
+    @classmethod
+    def _with_defaults(cls, terms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {
+            name: plugins.configure("losses", name, options).model_dump(mode="json") for name, options in terms.items()
+        }
 
     @property
     def key(self) -> str:

@@ -129,8 +129,8 @@ def _download(data_dir: Path | None, download_to: Path) -> None:
 def _ways_out(data_dir: Path | None, error: Exception) -> str:
     looked = f"under {data_dir}" if data_dir else "(no data folder was named)"
     return (
-        f"cifar100: no images {looked}, and downloading them failed ({error}). Either name a data folder with --data "
-        f"or OTKD_DATA_DIR that has\n"
+        f"cifar100: no images {looked}, and downloading them failed ({error}). Either name a data folder "
+        f"(--data-dir folder, DATA=folder for make, or OTKD_DATA_DIR=folder) that has\n"
         f"  - cifar100/train-*.parquet and cifar100/test-*.parquet, as in Hugging Face's uoft-cs/cifar100, or\n"
         f"  - {ORIGINAL}/train and {ORIGINAL}/test, as in the original archive,\n"
         f"or run where the download works, or try `make demo`, which needs no data."

@@ -44,10 +44,10 @@ class Objective(nn.Module):
                 self.terms[name] = module.Loss(config, probe)
             self.weights[name] = config.weight
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether any term looks at the teacher."""
-        return any(cast(TermLoss, term).needs_teacher for term in self.terms.values())
+    def needs_teacher(self, stage: str = MAIN) -> bool:
+        """Whether any term that is active in `stage` looks at the teacher."""
+        terms = [cast(TermLoss, term) for term in self.terms.values()]
+        return any(term.needs_teacher and _active(term, stage) for term in terms)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

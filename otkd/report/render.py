@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from otkd.core import names, plugins
 from otkd.core.layout import Layout, atomic, write_text
 from otkd.core.records import SweepInfo
+from otkd.core.trial import digest
 from otkd.report import formats, frame, stats, summary
+from otkd.report.references import load as load_references
 from otkd.report.table import Table
 
 if TYPE_CHECKING:
@@ -78,9 +82,14 @@ def write_report(layout: Layout, name: str | None = None, references: Path | Non
         layout: the `runs/` folder.
         name: the sweep's name.
         references: a CSV with further published rows.
+
+    Raises:
+        OtkdError: there is no such sweep, or `references` cannot be read.
+        StorageError: the disk refuses.
     """
     from otkd.track import reader  # brings mlflow, which nothing else here needs
 
+    load_references(references)  # what is wrong with it is said before the sweep is read
     record = reader.read_sweep(layout, name)
     epochs = frame.epochs(record, lambda metric: reader.histories(layout, record, metric))
     return build(record, epochs, layout.reports / record.info.name, references)
@@ -96,6 +105,7 @@ def build(record: SweepRecord, epochs: pd.DataFrame | None, folder: Path, refere
         references: a CSV with further published rows.
 
     Raises:
+        OtkdError: `references` cannot be read.
         StorageError: the disk refuses.
     """
     contents = compose(record, epochs, references)
@@ -107,8 +117,32 @@ def build(record: SweepRecord, epochs: pd.DataFrame | None, folder: Path, refere
     return Report(folder, folder / "report.html", paths, headline(record), tuple(contents.problems))
 
 
+def is_current(folder: Path, record: SweepRecord) -> bool:
+    """Whether the report in `folder` was made from this sweep, with every trial in the state that `record` says."""
+    try:
+        page = (folder / "report.html").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return _meta(page, "otkd-run") == record.run_id and _meta(page, "otkd-trials") == states(record)
+
+
+def states(record: SweepRecord) -> str:
+    """What identifies the trials of a sweep together with their states."""
+    return digest(sorted((row.label.key, row.status) for row in record.trials))
+
+
+def _meta(page: str, name: str) -> str | None:
+    found = re.search(rf'<meta name="{name}" content="([^"]*)">', page)
+    return html.unescape(found[1]) if found else None
+
+
 def compose(record: SweepRecord, epochs: pd.DataFrame | None, references: Path | None = None) -> Contents:
-    """Every table and figure of every plug-in. One that fails is named in `problems` and the others go on."""
+    """Every table and figure of every plug-in. One that fails is named in `problems` and the others go on.
+
+    Raises:
+        OtkdError: `references` cannot be read.
+    """
+    load_references(references)
     if epochs is None:
         epochs = frame.epochs(record, lambda metric: {})
     trials = frame.trials(record, epochs)
@@ -177,10 +211,9 @@ def _picture(module: Any, name: str, trials: pd.DataFrame, epochs: pd.DataFrame,
 
 
 def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
-    """Path within the folder → content."""
+    """Path within the folder → content; the page comes last, as it says that the report is whole."""
     context = _context(contents, record)
     files: dict[str, str | bytes] = {
-        "report.html": _template("report.html.j2", True, context),
         "report.md": _template("report.md.j2", False, context),
         "trials.csv": formats.csv(contents.frame),
     }
@@ -189,7 +222,7 @@ def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
             files[f"tables/{table.name}.csv"] = formats.csv(table.data)
             files[f"tables/{table.name}.tex"] = formats.latex(table)
         files |= {f"figures/{picture.name}.png": picture.png for picture in section.pictures}
-    return files
+    return files | {"report.html": _template("report.html.j2", True, context)}
 
 
 def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
@@ -200,6 +233,7 @@ def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started)),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "run_id": record.run_id,
+        "states": states(record),
     }
 
 

@@ -8,13 +8,15 @@ from otkd.report import stats
 from otkd.report.frame import Baselines, baselines, pairs, students
 from otkd.report.tables.accuracy import Line, lines
 
+CONVERGED = "/converged"
+"""End of the name of a metric that is a share of converged solves, e.g. `train/<term>/converged`."""
 FEW = 5
 """Below so many seeds a spread is itself a guess."""
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """How much of the sweep there is, then one statement per pair."""
-    return [progress(frame), *(_pair(frame, pair) for pair in pairs(frame))]
+    """How much of the sweep there is, what did not converge, then one statement per pair."""
+    return [progress(frame), *convergence(frame), *(_pair(frame, pair) for pair in pairs(frame))]
 
 
 def progress(frame: pd.DataFrame) -> str:
@@ -32,25 +34,54 @@ def progress(frame: pd.DataFrame) -> str:
     )
 
 
+def convergence(frame: pd.DataFrame) -> list[str]:
+    """One sentence where some trial's last share of converged solves is below 1, whichever term reports it."""
+    columns = [name for name in frame if name.endswith(CONVERGED)]
+    lowest = frame[columns].min(axis=1).groupby(frame["variant"], sort=False).min()
+    lowest = lowest[lowest < 1].sort_values(kind="stable")
+    if lowest.empty:
+        return []
+    shares = ", ".join(f"{_share(share)} for {variant}" for variant, share in lowest.items())
+    return [
+        f"Not every iterative solve converged: in the last epoch on record the share that did is, at its lowest over "
+        f"the trials of a method, {shares}. What these methods trained on is less exact than their settings ask for."
+    ]
+
+
+def _share(share: float) -> str:
+    """A share below 1 in percent, never rounded up to all of it."""
+    return f"{min(round(100 * share, 1), 99.9):g} %"
+
+
 def _pair(frame: pd.DataFrame, pair: str) -> str:
-    ranked = sorted(lines(frame, pair), key=lambda line: line.cell.summary.mean, reverse=True)
-    most = max(line.cell.summary.n for line in ranked)
-    if not most:
+    every = lines(frame, pair)
+    measured = sorted(
+        (line for line in every if line.cell.summary.n), key=lambda line: line.cell.summary.mean, reverse=True
+    )
+    if not measured:
         return f"{pair}: no student has finished, so there is no figure."
-    partial = [line for line in ranked if 0 < line.cell.summary.n < most]
-    ranked = [line for line in ranked if line.cell.summary.n == most]
+    most = max(line.cell.summary.n for line in measured)
+    partial = [line for line in measured if line.cell.summary.n < most]
+    ranked = [line for line in measured if line.cell.summary.n == most]
     best = ranked[0]
     text = f"{pair}: {best.variant} has the highest mean test accuracy, {_figure(best.cell.summary)}"
     text += "".join(f", {words}" for words in _deltas(best, baselines(frame))) + "."
     text += (
         f" {_lead(best, ranked[1])}" if len(ranked) > 1 else f" No other method has {most} finished to compare it with."
     )
-    return text + "".join(_left_out(line) for line in partial)
+    text += "".join(_left_out(line) for line in partial)
+    return text + _without([line for line in every if not line.cell.summary.n])
 
 
 def _left_out(line: Line) -> str:
     """A method that lost seeds is not ranked: those left may be the lucky ones."""
     return f" Not ranked: {line.variant}, {_figure(line.cell.summary)}; {line.cell.lacks}."
+
+
+def _without(unmeasured: list[Line]) -> str:
+    """The methods that have no mean to be ranked by."""
+    words = [f"{line.variant}, no figure ({line.cell.lacks or 'not in the sweep'})" for line in unmeasured]
+    return f" Not ranked: {'; '.join(words)}." if words else ""
 
 
 def _figure(summary: stats.Summary) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 from otkd.core import names
 from otkd.core.records import EpochRecord, Label, TrialResult
 from otkd.core.trial import Trial
+from otkd.sweep.plan import Plan
 
 LINE_EVERY_S = 10.0
 """Seconds between plain progress lines."""
@@ -22,8 +23,12 @@ LINE_EVERY_S = 10.0
 class Progress:
     """A listener that shows trials done of all, those running with epoch and top-1, the best so far, time left."""
 
-    def __init__(self, labels: Sequence[Label], console: Console) -> None:
-        self._labels = {label.key: label for label in labels}
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._labels: dict[str, Label] = {}
+        for planned in plan.all:
+            self._labels.setdefault(planned.trial.key, planned.label)
+        self._all = len(plan.trials)
+        self._pending: set[str] = set()
         self._console = console
         self._results: dict[str, TrialResult] = {}
         self._running: dict[str, EpochRecord | None] = {}
@@ -33,8 +38,9 @@ class Progress:
         self._epochs_all = 0
         self._stage = ""
 
-    def begin_stage(self, name: str, trials: Sequence[Trial]) -> None:
-        """A stage (teachers, students) of so many pending trials begins."""
+    def begin_stage(self, name: str, trials: Sequence[Trial], left: Sequence[Trial]) -> None:
+        """A stage (teachers, students) of so many trials begins, with so many left in the whole sweep."""
+        self._pending = {trial.key for trial in left}
         self._stage = name
         self._begin = time.monotonic()
         self._epochs_done = 0
@@ -56,6 +62,8 @@ class Progress:
     def finish(self, result: TrialResult) -> None:
         self._running.pop(result.key, None)
         self._results[result.key] = result
+        if result.status != "failed":
+            self._pending.discard(result.key)
         if result.status != "finished" and result.key in self._labels:
             self.note(f"{self._labels[result.key].title}: {result.status}: {result.reason}")
         self._refresh()
@@ -86,15 +94,23 @@ class Progress:
         return Group(Text(self._summary()), table)
 
     def _summary(self) -> str:
-        counted = [result for result in self._results.values() if result.status == "finished"]
-        done = len(self._results)
-        parts = [f"{self._stage}: {done} ended, {len(self._running)} running", self._left()]
-        students = [r for r in counted if self._labels.get(r.key) and self._labels[r.key].role == "student"]
-        if students:
-            best = max(students, key=lambda result: result.metrics[names.test("last", names.TEST_TOP1)])
-            top1 = best.metrics[names.test("last", names.TEST_TOP1)]
-            parts.append(f"best {self._labels[best.key].title} {top1:.2f} % (test, last epoch)")
+        done = self._all - len(self._pending)
+        parts = [f"{self._stage}: {done} of {self._all} done, {len(self._running)} running", self._left(), self._best()]
         return " · ".join(filter(None, parts))
+
+    def _best(self) -> str:
+        """The best student so far: by validation where there is a split, else by the test set's last epoch."""
+        students = [
+            result
+            for result in self._results.values()
+            if result.status == "finished" and result.key in self._labels and self._labels[result.key].role == "student"
+        ]
+        for metric, rule in ((names.BEST_VAL_TOP1, "val"), (names.test("last", names.TEST_TOP1), "test, last epoch")):
+            measured = [result for result in students if metric in result.metrics]
+            if measured:
+                best = max(measured, key=lambda result: result.metrics[metric])
+                return f"best {self._labels[best.key].title} {best.metrics[metric]:.2f} % ({rule})"
+        return ""
 
     def _left(self) -> str:
         if not self._epochs_done or not self._epochs_all:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from otkd.core.errors import StorageError
 from otkd.core.trial import Trial
-from otkd.sweep.runner import Listener, NoteHandler, threads
+from otkd.sweep.runner import Listener, threads
 from otkd.train import Environment, fit
-
-log = logging.getLogger("otkd")
 
 
 class LocalRunner:
@@ -37,13 +34,8 @@ class LocalRunner:
         Raises:
             StorageError: nothing more can be written.
         """
-        handler = NoteHandler(listener)
-        log.addHandler(handler)
-        try:
-            for cohort in cohorts:
-                self._fit(cohort, listener, replace(self.environment, threads=threads(cpu, os.cpu_count() or 1)))
-        finally:
-            log.removeHandler(handler)
+        for cohort in cohorts:
+            self._fit(cohort, listener, replace(self.environment, threads=threads(cpu, os.cpu_count() or 1)))
 
     def _fit(self, cohort: Sequence[Trial], listener: Listener, environment: Environment) -> None:
         try:

@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from otkd.core import plugins
 from otkd.core.cards import DataCard, ModelCard
 from otkd.core.errors import ConfigError, Problem
 from otkd.core.layout import Layout
 from otkd.core.records import Label, SweepInfo
-from otkd.core.trial import Augment, Data, Model, Train, Trial, digest
-from otkd.sweep.spec import Loaded, SweepSpec, merge
+from otkd.core.trial import Data, Model, Train, Trial, digest
+from otkd.sweep.spec import Loaded, Pair, SweepSpec, merge
 
 
 class Planned(NamedTuple):
@@ -63,18 +64,23 @@ def make(loaded: Loaded) -> Plan:
     Raises:
         ConfigError: with every problem of every part: data set, networks, terms, layers, values.
     """
-    spec = loaded.spec
-    problems: list[Problem] = []
-    data = _data(spec, problems)
-    train_t = _teacher_recipe(spec, problems)
-    pairs = _pairs(spec, problems)
-    variants = _variants(spec, problems)
+    problems = list(loaded.problems)
+    data: Data | None = _section(loaded, "data", Data)
+    methods: dict[str, dict[str, Any]] = _section(loaded, "methods", dict[str, dict[str, Any]]) or {}
+    pairs = _pairs(_section(loaded, "pairs", tuple[Pair, ...]) or (), problems)
+    if data is not None:
+        problems += _data_problems(data)
+    variants = _variants(methods, problems)
     for variant in variants:
         problems += _impossible(variant, pairs)
-    if problems:
+    train_t = _teacher_recipe(loaded.spec, problems) if loaded.spec else None
+    if problems or loaded.spec is None or data is None or train_t is None:
         raise ConfigError(loaded.source, dict.fromkeys(problems))
-    assert data is not None
-    assert train_t is not None
+    return _expand(loaded, loaded.spec, variants, train_t)
+
+
+def _expand(loaded: Loaded, spec: SweepSpec, variants: list[Variant], train_t: Train) -> Plan:
+    data = spec.data
     teachers = {pair.teacher: _teacher(pair.teacher, data, train_t, spec.teacher.seed) for pair in spec.pairs}
     students = tuple(
         _student(variant, pair.student, teachers[pair.teacher].trial, data, spec.train, seed)
@@ -83,20 +89,25 @@ def make(loaded: Loaded) -> Plan:
         for seed in spec.seeds
     )
     planned = (*teachers.values(), *students)
-    return Plan(_info(loaded, data, planned), spec, tuple(teachers.values()), students, _warnings(spec))
+    return Plan(_info(loaded, spec, planned), spec, tuple(teachers.values()), students, _warnings(spec))
 
 
-def _data(spec: SweepSpec, problems: list[Problem]) -> Data | None:
-    """The data configuration with the data set's own augmentation filled in."""
-    known = plugins.names("data")
-    if spec.data.name not in known:
-        problems.append(Problem("data.name", plugins.unknown("data set", spec.data.name, known)))
+def _section(loaded: Loaded, name: str, kind: Any) -> Any:
+    """A part of the file, or None where that part is not as it should be (which `loaded.problems` tells)."""
+    if loaded.spec is not None:
+        return getattr(loaded.spec, name)
+    try:
+        return TypeAdapter(kind).validate_python(loaded.tree.get(name), strict=False)
+    except ValidationError:
         return None
-    card: DataCard = plugins.cards("data")[spec.data.name]
-    problems += _split_problems(spec.data, card)
-    if spec.data.augment is not None:
-        return spec.data
-    return spec.data.model_copy(update={"augment": Augment(pad=card.augment.pad, flip=card.augment.flip)})
+
+
+def _data_problems(data: Data) -> Iterator[Problem]:
+    known = plugins.names("data")
+    if data.name in known:
+        yield from _split_problems(data, plugins.cards("data")[data.name])
+    else:
+        yield Problem("data.name", plugins.unknown("data set", data.name, known))
 
 
 def _split_problems(data: Data, card: DataCard) -> Iterator[Problem]:
@@ -109,17 +120,17 @@ def _split_problems(data: Data, card: DataCard) -> Iterator[Problem]:
 
 def _teacher_recipe(spec: SweepSpec, problems: list[Problem]) -> Train | None:
     try:
-        return Train.model_validate(merge(spec.train.model_dump(mode="json"), spec.teacher.train))
+        return Train.model_validate(merge(spec.train.model_dump(mode="json"), spec.teacher.train, depth=1))
     except ValidationError as error:
         problems += plugins.problems_of(error, Train, "teacher.train")
         return None
 
 
-def _pairs(spec: SweepSpec, problems: list[Problem]) -> list[tuple[str, ModelCard, ModelCard]]:
-    """(path, teacher's card, student's card) of every pair whose networks are known."""
+def _pairs(pairs: tuple[Pair, ...], problems: list[Problem]) -> list[tuple[str, ModelCard, ModelCard]]:
+    """(title, teacher's card, student's card) of every pair whose networks are known."""
     cards = plugins.cards("models")
     found = []
-    for index, pair in enumerate(spec.pairs):
+    for index, pair in enumerate(pairs):
         missing = [who for who in ("teacher", "student") if getattr(pair, who) not in cards]
         for who in missing:
             message = plugins.unknown("model", getattr(pair, who), list(cards))
@@ -129,12 +140,13 @@ def _pairs(spec: SweepSpec, problems: list[Problem]) -> list[tuple[str, ModelCar
     return found
 
 
-def _variants(spec: SweepSpec, problems: list[Problem]) -> list[Variant]:
+def _variants(methods: dict[str, dict[str, Any]], problems: list[Problem]) -> list[Variant]:
     """Every method at every point of its grid, with all defaults filled in."""
     variants = []
-    for method, terms in spec.methods.items():
+    for method, terms in methods.items():
         if not terms:
             problems.append(Problem(f"methods.{method}", "has no terms; e.g. {ce: 1, kd: {weight: 0.9}}."))
+        problems += _axis_problems(terms, f"methods.{method}")
         for axes in _grid(terms):
             objective = {}
             for term, value in terms.items():
@@ -158,6 +170,19 @@ def _grid(terms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     axes = {path: values for term, value in terms.items() for path, values in _axes(_options(value), term)}
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
+
+
+def _axis_problems(value: Any, path: str) -> Iterator[Problem]:
+    if not isinstance(value, Mapping):
+        return
+    values = value.get("grid")
+    if set(value) != {"grid"}:
+        for key, below in value.items():
+            yield from _axis_problems(below, f"{path}.{key}")
+    elif not isinstance(values, list) or not values:
+        yield Problem(f"{path}.grid", f"an axis is a list of one value or more. Got {values!r}.")
+    elif any(item in values[:index] for index, item in enumerate(values)):
+        yield Problem(f"{path}.grid", f"a value stands twice. Got {values!r}.")
 
 
 def _axes(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
@@ -212,8 +237,7 @@ def _student(variant: Variant, name: str, teacher: Trial, data: Data, train: Tra
     return Planned(trial, label)
 
 
-def _info(loaded: Loaded, data: Data, planned: tuple[Planned, ...]) -> SweepInfo:
-    spec = loaded.spec
+def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...]) -> SweepInfo:
     labels = tuple(item.label for item in planned)
     identity = {"name": spec.name, "labels": [json.loads(label.model_dump_json()) for label in labels]}
     return SweepInfo(
@@ -221,9 +245,9 @@ def _info(loaded: Loaded, data: Data, planned: tuple[Planned, ...]) -> SweepInfo
         key=digest(identity),
         question=spec.question,
         profile=loaded.profile,
-        yaml=loaded.yaml,
-        notes=_notes(spec, data),
-        dataset=data.name,
+        yaml=yaml.safe_dump(loaded.tree, sort_keys=False, allow_unicode=True),
+        notes=_notes(spec, spec.data),
+        dataset=spec.data.name,
         labels=labels,
     )
 

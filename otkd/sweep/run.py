@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
+from otkd.core.errors import CheckpointError
 from otkd.core.layout import Layout
 from otkd.core.records import FanOut, TrialResult
 from otkd.core.trial import Trial
@@ -50,7 +53,7 @@ def execute(plan: Plan, runner: Runner, listener: Broadcast, progress: Progress,
                 break
             if attempt:
                 listener.note(f"trying {len(pending)} of the {stage} again")
-            progress.begin_stage(stage, pending)
+            progress.begin_stage(stage, pending, plan.pending(layout))
             runner.run(cohorts(pending, runner.slots(cpu), resources.cohort), cpu, listener)
     return outcome(plan, layout)
 
@@ -80,4 +83,9 @@ def _sound(teacher: Trial, layout: Layout) -> bool:
 def result_of(trial: Trial, layout: Layout) -> TrialResult | None:
     """The result of a trial that has ended in this `runs/` directory, or None."""
     path = layout.trial(trial.key).result
-    return TrialResult.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return TrialResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError:
+        raise CheckpointError(f"{path} is damaged; delete its folder to train that trial again.") from None

@@ -39,7 +39,8 @@ def _enumerate(field: dict[str, Any], names: list[str]) -> None:
 
 def _term(name: str, definitions: dict[str, Any]) -> dict[str, Any]:
     """`kd: 0.9`, or the term's settings."""
-    return {"anyOf": [{"type": "number", "minimum": 0}, _settings("losses", name, definitions)]}
+    weight = {"type": "number", "minimum": 0}
+    return {"anyOf": [weight, _axis(weight), _settings("losses", name, definitions)]}
 
 
 def _settings(group: str, name: str, definitions: dict[str, Any]) -> dict[str, Any]:

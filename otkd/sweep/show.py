@@ -127,12 +127,15 @@ def _list_data(console: Console) -> None:
 
 
 def _list_sweeps(console: Console) -> None:
-    import yaml
+    from otkd.sweep import yamlfile
 
     table = Table("file", "question", box=None, pad_edge=False)
     for path in sorted(Path("sweeps").rglob("*.yaml")):
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        table.add_row(str(path), escape(str(tree.get("question", ""))) if isinstance(tree, dict) else "")
+        try:
+            question = str(yamlfile.read(path).get("question", ""))
+        except OtkdError as error:
+            question = str(error)
+        table.add_row(str(path), escape(question))
     console.print(table if table.row_count else "There is no folder sweeps/ here.")
 
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-import yaml
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from otkd.core import plugins
 from otkd.core.config import StrictModel
-from otkd.core.errors import ConfigError, OtkdError, Problem, did_you_mean
+from otkd.core.errors import ConfigError, Problem, did_you_mean
 from otkd.core.trial import Data, Train
+from otkd.sweep import yamlfile
 
 AUTO, BASE, QUICK = "auto", "paper", "quick"
+
+
+Items = TypeVar("Items", bound=tuple[Any, ...])
+
+
+def _each_once(items: Items) -> Items:
+    """Twice the same would count as two seeds, or two pairs, in every mean."""
+    twice = [item for index, item in enumerate(items) if item in items[:index]]
+    if twice:
+        raise ValueError(f"{twice[0]} stands twice.")
+    return items
 
 
 class Pair(StrictModel):
@@ -44,18 +55,18 @@ class Search(StrictModel):
 
 
 class Resources(StrictModel):
-    """What one running cohort gets. Cannot change a result."""
+    """What one running cohort gets. Cannot change a result but by rounding (threads, and the device's arithmetic)."""
 
     cpu: PositiveFloat = Field(1, strict=False)
     """CPU cores, which is also the number of threads; more than the machine has means all of them."""
     teacher_cpu: PositiveFloat | None = Field(None, strict=False)
     """CPU cores of a teacher in training, where that differs: teachers are few, and leave cores idle."""
-    gpu: Annotated[float, Field(ge=0, strict=False)] = 0
-    """GPUs; a fraction lets several cohorts share one. Ignored where there is no GPU."""
+    gpu: Annotated[float, Field(ge=0, strict=False)] | None = None
+    """GPUs; a fraction lets several cohorts share one, 0 trains on the CPU. By default one, where there is one."""
     cohort: PositiveInt | Literal["auto"] = "auto"
     """Most trials to train together on one teacher pass; `auto` balances the pass against idle slots."""
     retries: NonNegativeInt = 1
-    """How often a failed trial is tried again."""
+    """How often a failed trial, or the cohort of a lost worker, is tried again."""
 
 
 class SweepSpec(StrictModel):
@@ -66,34 +77,37 @@ class SweepSpec(StrictModel):
     question: str = ""
     """What the sweep is to find out, in one sentence."""
     data: Data
-    pairs: tuple[Pair, ...] = Field(min_length=1, strict=False)
+    pairs: Annotated[tuple[Pair, ...], AfterValidator(_each_once)] = Field(min_length=1, strict=False)
     """Teacher and student networks."""
     teacher: TeacherSpec = TeacherSpec()
     train: Train
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name → objective: term → weight, or `{weight, options}`. `{grid: [...]}` in place of a value makes an axis."""
-    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1, strict=False)
+    seeds: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)] = Field((0,), min_length=1, strict=False)
     """Each method runs once with each seed."""
     search: Search = Search()
     resources: Resources = Resources()
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Name → deep override of this file."""
+    """Name → deep override of this file, applied before it is checked."""
 
 
-class Loaded(StrictModel):
-    """A sweep file as it will be run."""
+class Loaded(NamedTuple):
+    """A sweep file as it will be run. `otkd.sweep.plan.make` raises its problems, together with those it finds."""
 
     source: str
     """The file."""
     profile: str
     """The profile that was applied; empty for none."""
-    spec: SweepSpec
-    yaml: str
+    tree: dict[str, Any]
     """The file after profile and overrides."""
+    spec: SweepSpec | None
+    """None when there are problems."""
+    problems: tuple[Problem, ...]
+    """What is wrong with the file's structure."""
 
 
 def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Loaded:
-    """Read a sweep file, apply a profile and `--set` overrides, and check it.
+    """Read a sweep file, apply a profile and `--set` overrides, and check its structure.
 
     Args:
         profile: a name under `profiles:`; `paper` is the file as it stands; `auto` is that on a machine with a GPU
@@ -101,35 +115,37 @@ def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Load
         overrides: `dotted.path=value`, the value in YAML.
 
     Raises:
-        ConfigError: with all that is wrong.
+        ConfigError: it is not YAML, there is no such profile, or an override is none.
     """
-    tree = _read(path)
-    applied = _choose_profile(path, tree, profile)
-    if applied:
-        tree = merge(tree, tree["profiles"][applied])
+    tree = yamlfile.read(path)
+    profiles = _profiles(path, tree)
+    applied = _choose_profile(path, profiles, profile)
+    if applied in profiles:
+        tree = merge(tree, profiles[applied])
     for override in overrides:
         tree = merge(tree, _parse_override(override))
-    tree.pop("profiles", None) if applied else None
+    tree.pop("profiles", None)
     try:
-        spec = SweepSpec.model_validate(tree)
+        return Loaded(str(path), applied, tree, SweepSpec.model_validate(tree), ())
     except ValidationError as error:
-        problems = plugins.problems_of(error, SweepSpec)
-        raise ConfigError(str(path), problems) from None
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    return Loaded(source=str(path), profile=applied, spec=spec, yaml=text)
+        return Loaded(str(path), applied, tree, None, tuple(plugins.problems_of(error, SweepSpec)))
 
 
-def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], override: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
     """`base` with `override` laid over it: mappings are merged, everything else is replaced.
 
-    A mapping with another `name` (an optimizer, a solver) replaces the whole, since its options are others.
+    Where another `name` chooses another optimizer, schedule or solver – choices stand two levels deep or deeper – it
+    replaces the whole, since its options are others.
     """
-    if "name" in override and override["name"] != base.get("name"):
+    if depth >= 2 and "name" in override and override["name"] != base.get("name"):
         return dict(override)
     merged = dict(base)
     for key, value in override.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value, depth + 1)
+        else:
+            merged[key] = value
     return merged
 
 
@@ -138,9 +154,15 @@ def has_gpu() -> bool:
     return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
 
 
-def _choose_profile(path: Path, tree: Mapping[str, Any], profile: str) -> str:
-    profiles = tree.get("profiles") or {}
-    names = [BASE, *(name for name in profiles if name != BASE)]
+def _profiles(path: Path, tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    profiles: Any = tree.get("profiles") or {}
+    if not isinstance(profiles, dict) or not all(isinstance(below, dict) for below in profiles.values()):
+        raise ConfigError(str(path), [Problem("profiles", "a mapping of names to the settings that they override.")])
+    return dict(profiles)
+
+
+def _choose_profile(path: Path, profiles: Mapping[str, Any], profile: str) -> str:
+    names: list[str] = [BASE, *(name for name in profiles if name != BASE)]
     if profile == AUTO:
         profile = QUICK if QUICK in profiles and not has_gpu() else BASE
     if profile not in names:
@@ -156,44 +178,8 @@ def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ConfigError("--set", [Problem("", f"{text!r} is not of the form dotted.path=value.")])
-    try:
-        tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError("--set", [Problem(path, f"{value!r} is not a YAML value.")]) from None
+    tree: Any = yamlfile.parse(value, f"--set {path}")
     for part in reversed(path.split(".")):
         tree = {part: tree}
     assert isinstance(tree, dict)
-    return tree
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, and reads `1e-3` as a number."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
-        seen.add(key)
-    return dict(loader.construct_pairs(node, deep=True))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except FileNotFoundError:
-        raise OtkdError(f"there is no file {path}; `otkd list sweeps` names those that ship with otkd.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise OtkdError(f"{path} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(str(path), [Problem(where, f"{error.problem or 'not YAML'}.")]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError(str(path), [Problem("", "a sweep is a mapping with name, data, pairs, train, methods.")])
     return tree

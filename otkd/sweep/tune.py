@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from otkd.sweep.runner import Listener, Mailbox, NoteHandler, deliver, threads
 from otkd.sweep.spec import Resources
 from otkd.train import CohortTrainer, Environment
 
+log = logging.getLogger("otkd")
+
 REPORT_EVERY_S = 1.0
 """Epochs shorter than this are reported to the driver several at a time."""
 
@@ -44,16 +47,28 @@ class CohortTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         begin = time.monotonic()
-        try:
-            while not self._trainer.done and time.monotonic() - begin < REPORT_EVERY_S:
+        with self._told():
+            while not self._over and time.monotonic() - begin < REPORT_EVERY_S:
                 self._trainer.step()
-        except StorageError as error:  # no retry helps: the driver has to hear of it and stop
-            return {"events": self._mailbox.take(), "storage": str(error), "done": True}
-        return {"events": self._mailbox.take(), "done": self._trainer.done}
+        return {"events": self._mailbox.take(), "refusal": self._refusal, "done": self._over}
+
+    @property
+    def _over(self) -> bool:
+        return self._broken or self._trainer.done
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """The driver hears of an error, along with everything that was reported before it; Tune does not."""
+        try:
+            yield
+        except StorageError as error:
+            self._broken, self._refusal = True, str(error)
+        except Exception as error:
+            self._broken = True
+            self._mailbox.note(f"a cohort failed: {type(error).__name__}: {error}")
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """The trials' own checkpoints under `runs/trials/` are what they resume from; Tune's are empty."""
-        self._trainer.save()
+        """Nothing: trials resume from checkpoints of their own under `runs/trials/`."""
         return {}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
@@ -61,14 +76,13 @@ class CohortTrainable(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         trials = [Trial.model_validate_json(text) for text in config["cohort"]]
-        environment = config["environment"]
+        environment = dict(config["environment"])
         layout = Layout(environment.pop("layout"))
         data_dir = environment.pop("data_dir")
-        self._trainer = CohortTrainer(
-            trials,
-            self._mailbox,
-            Environment(layout=layout, data_dir=Path(data_dir) if data_dir else None, **environment),
-        )
+        settings = Environment(layout=layout, data_dir=Path(data_dir) if data_dir else None, **environment)
+        self._broken, self._refusal = False, ""
+        with self._told():
+            self._trainer = CohortTrainer(trials, self._mailbox, settings)
 
 
 class RayRunner:
@@ -82,6 +96,8 @@ class RayRunner:
         self.environment, self.resources, self.address = environment, resources, address
 
     def __enter__(self) -> RayRunner:
+        if not log.isEnabledFor(logging.DEBUG):
+            logging.getLogger("ray").setLevel(logging.CRITICAL)  # what goes wrong reaches the listener, in one line
         try:
             ray.init(
                 address=self.address,
@@ -95,7 +111,8 @@ class RayRunner:
                 f"Ray at {self.address!r} does not answer: {error}. Without --address it runs here."
             ) from error
         self.total = ray.cluster_resources()
-        self.gpu = self.resources.gpu if self.total.get("GPU", 0) else 0
+        wanted = 1 if self.resources.gpu is None else self.resources.gpu
+        self.gpu = wanted if self.total.get("GPU", 0) else 0
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -113,6 +130,8 @@ class RayRunner:
             StorageError: nothing more can be written.
         """
         environment = dataclasses.asdict(dataclasses.replace(self.environment, threads=threads(cpu, self.total["CPU"])))
+        if not self.gpu:
+            environment["device"] = "cpu"  # Ray leaves GPUs visible to those who asked for none
         layout = self.environment.layout
         environment["layout"] = str(layout.root.resolve())
         environment["data_dir"] = str(self.environment.data_dir.resolve()) if self.environment.data_dir else None
@@ -129,31 +148,41 @@ class RayRunner:
                 storage_path=str(layout.ray.resolve()),
                 failure_config=tune.FailureConfig(max_failures=self.resources.retries),
                 callbacks=[courier],
+                stop=courier,
                 verbose=0,
             ),
         )
         tuner.fit()
-        if courier.storage:
-            raise StorageError(courier.storage)
+        if courier.refusal:
+            raise StorageError(courier.refusal)
 
     def _cpu(self, cpu: float) -> float:
         return min(cpu, self.total["CPU"])
 
 
-class _Courier(tune.Callback):
-    """Carries what workers report to the driver's listener."""
+class _Courier(tune.Callback, tune.Stopper):
+    """Carries what workers report to the driver's listener, and stops all of them once the disk refuses."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self.storage = ""
+        self.refusal = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings so that it could restore them elsewhere; the listener stays here."""
-        return {"storage": self.storage}
+        return {"refusal": self.refusal}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.refusal)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        deliver(result.pop("events", ()), self._listener)
-        self.storage = self.storage or result.get("storage", "")
+        self.refusal = self.refusal or result.get("refusal", "")
+        try:
+            deliver(result.pop("events", ()), self._listener)
+        except StorageError as error:  # raised here it would reach the user as Tune's error, not as ours
+            self.refusal = str(error)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._listener.note(f"a worker was lost ({_reason(trial)}); its cohort goes on from the last checkpoint")
@@ -164,7 +193,5 @@ class _Courier(tune.Callback):
 
 def _reason(trial: Any) -> str:
     """The last line of what Ray knows about a failure."""
-    try:
-        return str(trial.get_pickled_error() or "unknown").strip().splitlines()[-1]
-    except Exception:
-        return "unknown"
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1] if lines else "no reason is known"

@@ -56,8 +56,15 @@ class JsonlSink:
                 self._ended.add(result.key)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file.
+
+        Raises:
+            StorageError: the disk refuses what was still to be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._refusal(error) from error
 
     def _append(self, event: dict[str, Any]) -> None:
         try:

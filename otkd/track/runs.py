@@ -107,6 +107,8 @@ class TrialRuns:
         status = "FINISHED" if result.status == "finished" else "FAILED"
         self.store.client.set_terminated(run.id, status, end_time=millis(result.ended))
         run.ended = result.status in ENDED
+        if not run.ended:
+            del self.runs[result.key]  # a retry opens it again
 
     def interrupt(self, key: str) -> None:
         """Mark a run that is under way as cut short."""
@@ -131,10 +133,18 @@ class TrialRuns:
 
     def _reopen(self, run: Run) -> TrialRun:
         ended = run.data.tags.get(names.TAG_STATUS) in ENDED and run.info.status in ("FINISHED", "FAILED")
-        if not ended and run.info.status != "RUNNING":
-            self.store.client.set_tag(run.info.run_id, names.TAG_STATUS, "running")
-            self.store.client.update_run(run.info.run_id, status="RUNNING")
+        if not ended:
+            self._revive(run)
         return TrialRun(run.info.run_id, ended, fresh=False, params=dict(run.data.params))
+
+    def _revive(self, run: Run) -> None:
+        """Set a run running, and take back what its last attempt ended with."""
+        if run.data.tags.get(names.TAG_REASON):
+            self.store.client.set_tag(run.info.run_id, names.TAG_REASON, "")
+        if run.data.tags.get(names.TAG_STATUS) != "running":
+            self.store.client.set_tag(run.info.run_id, names.TAG_STATUS, "running")
+        if run.info.status != "RUNNING":
+            self.store.client.update_run(run.info.run_id, status="RUNNING")
 
     def _tags(self, key: str, label: Label | None) -> dict[str, str]:
         tags = {

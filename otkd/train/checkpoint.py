@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,20 @@ def save(folder: TrialDir, state: dict[str, Any]) -> None:
         StorageError: the disk refuses; the newest so far is still there.
     """
     with atomic(folder.checkpoint) as temporary:
-        torch.save(state, temporary)
+        _write(state, temporary)
         if folder.checkpoint.exists():
             folder.checkpoint.replace(folder.previous)
 
 
 def load(folder: TrialDir) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, or None when there is none. A damaged one is named in the log."""
-    for path in (folder.checkpoint, folder.previous):
-        if not path.exists():
-            continue
+    there = [path for path in (folder.checkpoint, folder.previous) if path.exists()]
+    for index, path in enumerate(there):
+        way_out = "going on from the one before" if index + 1 < len(there) else "this trial begins anew"
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a torn file fails in many ways, all of which mean the same
-            log.warning("%s cannot be read (%s); going on from the one before", path, _first_line(error))
+            log.warning("%s cannot be read (%s); %s", path, _first_line(error), way_out)
             continue
         return state
     return None
@@ -50,7 +51,7 @@ def remove(folder: TrialDir) -> None:
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write a plain state dict."""
     with atomic(path) as temporary:
-        torch.save(weights, temporary)
+        _write(weights, temporary)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -67,6 +68,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         way_out = "delete its folder to train it again."
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); {way_out}") from error
     return weights
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """By way of memory: torch's own writer hides a full disk behind errors of its file format."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _first_line(error: Exception) -> str:

@@ -9,12 +9,24 @@ from contextlib import contextmanager
 
 import torch
 
+from otkd.core.errors import OtkdError
+
 
 def pick(name: str = "auto") -> torch.device:
-    """The device by name; `auto` is CUDA when there is one, else the CPU."""
+    """The device by name; `auto` is CUDA when there is one, else the CPU.
+
+    Raises:
+        OtkdError: there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OtkdError(f"--device: there is no device {name!r} here ({reason}); allowed: auto, cpu, cuda.") from None
+    return device
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -6,10 +6,11 @@ its numbers are the same alone and in company, interrupted and not (bit for bit 
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,8 +30,6 @@ from otkd.train.measure import compression
 from otkd.train.provenance import provenance
 from otkd.train.student import Student
 from otkd.train.teacher import Teacher
-
-log = logging.getLogger("otkd")
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,8 @@ class CohortTrainer:
             torch.set_num_threads(environment.threads)
         self.sink, self.environment, self.layout = sink, environment, environment.layout
         self.device = pick(environment.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.dtype = autocast_dtype(trials[0].train.precision, self.device)
         self.results: dict[str, TrialResult] = {}
         first = trials[0]
@@ -112,10 +113,14 @@ class CohortTrainer:
         tick = min(student.tick for student in self.students)
         members = [student for student in self.students if student.tick == tick]
         self._train_epoch(tick, members)
-        records = [self._close_epoch(student) for student in self._alive(members)]
-        for record in records:
-            self.sink.epoch(record)
-        self._end(members)
+        records = []
+        for student in self._alive(members):
+            with self._contained(student):
+                records.append(self._close_epoch(student))
+                self.sink.epoch(records[-1])
+        for student in members:
+            with self._contained(student):
+                self._end(student)
         if time.monotonic() - self._saved >= self.environment.checkpoint_s:
             self.save()
         return records
@@ -146,16 +151,20 @@ class CohortTrainer:
                 self.results[trial.key] = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
                 continue
             write_text(folder.trial, trial.model_dump_json(indent=1))
-            student = Student(
-                trial,
-                self.layout,
-                image_2CHW=image_2CHW,
-                probe_t=probe_t,
-                classes=self.splits.card.classes,
-                dtype=self.dtype,
-            )
             self.sink.start(trial)
-            students.append(student)
+            try:
+                student = Student(
+                    trial,
+                    self.layout,
+                    image_2CHW=image_2CHW,
+                    probe_t=probe_t,
+                    classes=self.splits.card.classes,
+                    dtype=self.dtype,
+                )
+            except Exception as error:
+                self._fail(trial, error, (), time.time())
+            else:
+                students.append(student)
         return students
 
     def _train_epoch(self, tick: int, members: list[Student]) -> None:
@@ -172,14 +181,12 @@ class CohortTrainer:
 
     def _train_batch(self, batch: Batch, members: list[Student], steps: int) -> None:
         out_t = None
-        if self.teacher and any(student.objective.needs_teacher for student in members):
+        if self.teacher and any(student.needs_teacher for student in members):
             with self._teacher_clock.running():
                 out_t = self.teacher(batch.image)
         for student in members:
-            try:
+            with self._contained(student):
                 student.train_step(batch, out_t, steps)
-            except Exception as error:
-                self._fail(student, error)
 
     def _alive(self, members: list[Student]) -> list[Student]:
         return [student for student in members if not student.problem and student in self.students]
@@ -190,7 +197,7 @@ class CohortTrainer:
         eval_s = time.perf_counter() - begin
         teacher_s, data_s = self._shared_seconds(student.tick)
         own_s = student.clock.read()
-        epoch_s = own_s + data_s + (teacher_s if student.objective.needs_teacher else 0.0)
+        epoch_s = own_s + data_s + (teacher_s if student.needs_teacher else 0.0)
         metrics = {
             names.OWN_S: own_s,
             names.TEACHER_S: teacher_s,
@@ -213,14 +220,13 @@ class CohortTrainer:
         answers_N = self.teacher.answers(batches) if self.teacher else None
         return evaluate(student.model, batches, self.device, self.dtype, answers_N)
 
-    def _end(self, members: list[Student]) -> None:
-        for student in members:
-            if student not in self.students:
-                continue  # failed on the way
-            if student.problem:
-                self._finish(student, "diverged", {})
-            elif student.done:
-                self._finish(student, "finished", self._final_figures(student))
+    def _end(self, student: Student) -> None:
+        if student not in self.students:
+            return  # failed on the way
+        if student.problem:
+            self._finish(student, "diverged", {})
+        elif student.done:
+            self._finish(student, "finished", self._final_figures(student))
 
     def _final_figures(self, student: Student) -> dict[str, float]:
         """What is measured once: test accuracy with last and best weights, size and speed; the teacher's too."""
@@ -243,33 +249,50 @@ class CohortTrainer:
         return self._evaluate(student, self.test)
 
     def _finish(self, student: Student, status: str, figures: dict[str, float]) -> None:
-        result = self._result(student, status, figures, student.problem)
+        result = self._result(student.trial, status, figures, student.problem, student.history, student.started)
         write_text(student.folder.result, result.model_dump_json(indent=1))
         checkpoint.remove(student.folder)
-        self._leave(student, result)
+        self._announce(result)
+        self.students.remove(student)
 
-    def _fail(self, student: Student, error: Exception) -> None:
+    @contextmanager
+    def _contained(self, student: Student) -> Iterator[None]:
         """An error of one member ends that member alone; it is tried again by the next run, from its checkpoint."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(student.trial, error, student.history, student.started)
+            self.students.remove(student)
+
+    def _fail(self, trial: Trial, error: Exception, history: Sequence[EpochRecord], started: float) -> None:
         if isinstance(error, StorageError):
             raise error
-        reason = f"{type(error).__name__}: {error}"
-        log.warning("trial %s failed: %s", student.trial.key, reason, exc_info=log.isEnabledFor(logging.DEBUG))
-        self._leave(student, self._result(student, "failed", {}, reason))
+        path = self.layout.trial(trial.key).error
+        write_text(path, "".join(traceback.format_exception(error)))
+        reason = f"{type(error).__name__}: {error} (traceback in {path})"
+        self._announce(self._result(trial, "failed", {}, reason, history, started))
 
-    def _leave(self, student: Student, result: TrialResult) -> None:
-        self.results[student.trial.key] = result
-        self.students.remove(student)
+    def _announce(self, result: TrialResult) -> None:
+        self.results[result.key] = result
         self.sink.finish(result)
 
-    def _result(self, student: Student, status: str, figures: dict[str, float], reason: str) -> TrialResult:
+    def _result(
+        self,
+        trial: Trial,
+        status: str,
+        figures: dict[str, float],
+        reason: str,
+        history: Sequence[EpochRecord],
+        started: float,
+    ) -> TrialResult:
         return TrialResult.model_validate(
             {
-                "key": student.trial.key,
+                "key": trial.key,
                 "status": status,
                 "metrics": {name: value for name, value in figures.items() if math.isfinite(value)},
-                "epochs": tuple(student.history),
+                "epochs": tuple(history),
                 "provenance": provenance(self.device, self.dtype),
-                "started": student.started,
+                "started": started,
                 "ended": time.time(),
                 "reason": reason,
             }

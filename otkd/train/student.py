@@ -17,7 +17,7 @@ from otkd.core.records import EpochRecord
 from otkd.core.seeds import derive
 from otkd.core.trial import Trial
 from otkd.losses.base import Probe
-from otkd.losses.objective import MAIN, Objective
+from otkd.losses.objective import MAIN, Objective, ObjectiveOutput
 from otkd.models.factory import create
 from otkd.train import checkpoint
 from otkd.train.device import RandomStream, Stopwatch
@@ -103,6 +103,11 @@ class Student:
             before -= stage.epochs
         return Position(MAIN, self.tick, self.trial.train.epochs)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the current stage looks at the teacher."""
+        return self.objective.needs_teacher(self.position.stage)
+
     def begin_epoch(self) -> None:
         """Get ready for the current tick."""
         if self.position.epoch == 1:
@@ -131,7 +136,7 @@ class Student:
             if self.trial.train.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._parameters(), self.trial.train.clip_norm)
             self.optimizer.step()
-            self._count(output.loss.detach(), output.metrics, out_s.logits.detach(), batch.target)
+            self._count(output, out_s.logits.detach(), out_t, batch.target)
         self._step += 1
         if self.device.type == "cpu" or self._step % CHECK_EVERY == 0 or self._step == steps:
             self._look_for_divergence()
@@ -205,13 +210,15 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _count(self, loss: Tensor, metrics: dict[str, Tensor], logits_BK: Tensor, target_B: Tensor) -> None:
+    def _count(self, output: ObjectiveOutput, logits_BK: Tensor, out_t: ModelOutput | None, target_B: Tensor) -> None:
         """Add this batch to the epoch's sums, on the device."""
         size = len(target_B)
-        self._unsound |= ~torch.isfinite(loss)
+        self._unsound |= ~torch.isfinite(output.loss.detach())
         top1, top5 = hits(logits_BK, target_B)
-        means = {names.TRAIN_LOSS: loss, **metrics}
+        means = {names.TRAIN_LOSS: output.loss.detach(), **output.metrics}
         counts = {names.TRAIN_TOP1: 100 * top1, names.TRAIN_TOP5: 100 * top5}
+        if out_t is not None and self.needs_teacher:
+            counts[names.TRAIN_AGREEMENT] = 100 * hits(logits_BK, out_t.logits.argmax(1))[0]
         for name, value in {**{name: mean * size for name, mean in means.items()}, **counts}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._seen += size

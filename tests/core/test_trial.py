@@ -18,7 +18,14 @@ def trial(**changes):
 
 
 def test_key_of_a_reference_trial_is_pinned():
-    assert trial().key == "4104797c76ab2e6d"
+    assert trial().key == "c83856f1b48a50fd"
+
+
+def test_spelling_out_a_default_changes_no_key():
+    assert trial(objective={"ce": {}, "kd": {"weight": 0.9}}).key == trial().key
+    usual = trial(data=Data(name="digits", val=0.2))
+    assert usual.data.augment == Augment(pad=1)
+    assert usual.key == trial().key
 
 
 def test_key_survives_json():

@@ -68,8 +68,12 @@ def test_nothing_there_names_every_way_out(tmp_path: Path, data_dir: str | None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as caught:
         cifar100.read(tmp_path / data_dir if data_dir else None, tmp_path)
-    for way in ("train-*.parquet", "cifar-100-python", "download", "make demo", "OTKD_DATA_DIR", "no route to host"):
-        assert way in str(caught.value)
+    message = str(caught.value)
+    for way in ("cifar100/train-*.parquet", "cifar-100-python/train", "where the download works", "`make demo`"):
+        assert way in message
+    for name in ("--data-dir folder", "DATA=folder for make", "OTKD_DATA_DIR=folder", "no route to host"):
+        assert name in message
+    assert "--data " not in message, "there is no such option"
     assert not list(tmp_path.glob(".*partial*"))
 
 

@@ -25,7 +25,7 @@ OFFSETS = (0.0, 0.31, -0.27)
 class Sweep:
     """Builds a record trial by trial."""
 
-    def __init__(self, dataset: str = "cifar100", question: str = "Does transport beat KD?", val: str = "0") -> None:
+    def __init__(self, dataset: str = "cifar100", question: str = "Does transport beat KD?", val: str = "0.0") -> None:
         self.dataset, self.question, self.val = dataset, question, val
         self.rows: list[TrialRow] = []
         self.lost: list[Label] = []
@@ -104,7 +104,7 @@ def _sizes(params: float) -> dict[str, float]:
 
 def full_sweep(val: bool = False) -> Sweep:
     """Two pairs, four methods, three seeds; `ot` of the first pair diverged once and misses one."""
-    sweep = Sweep(val="5000" if val else "0")
+    sweep = Sweep(val="5000.0" if val else "0.0")
     for _, teacher in PAIRS:
         sweep.teacher(teacher)
     for shift, pair in enumerate(PAIRS):

@@ -12,6 +12,7 @@ import pytest
 from report_sweeps import PAIRS, Sweep, full_sweep, histories
 
 from otkd.core import names, plugins
+from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
 from otkd.report import formats, frame, references, render, style, summary
 from otkd.track import reader
@@ -234,6 +235,101 @@ def test_sentences_claim_no_more_than_the_numbers(record):
     assert "within noise" in summary.sentences(frame.trials(sweep.record()))[1]
 
 
+def compared(*methods: str) -> Sweep:
+    """A sweep of three seeds of each method, in which methods named `lost…` diverged and the others rise in order."""
+    sweep = Sweep()
+    for index, method in enumerate(methods):
+        for seed in range(3):
+            top1 = np.nan if method.startswith("lost") else 70.0 + index + seed / 10
+            status = "diverged" if method.startswith("lost") else "finished"
+            sweep.student(method, top1, seed, status=status, terms=("ce", method))
+    return sweep
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_method_without_a_figure_does_not_upset_the_order(place):
+    methods = ["low", "middle", "high"]
+    methods.insert(place, "lost")
+    told = summary.sentences(frame.trials(compared(*methods).record()))[1]
+    assert "high has the highest mean" in told
+    assert "lead over the next, middle," in told
+    assert told.endswith("Not ranked: lost, no figure (diverged ×3).")
+
+
+def test_every_method_without_a_figure_is_named():
+    sweep = compared("a", "lost1", "b", "lost2")
+    sweep.student("elsewhere", 70.0, pair=PAIRS[1], terms=("ce", "elsewhere"))
+    first, second = summary.sentences(frame.trials(sweep.record()))[1:]
+    assert first.endswith(
+        "Not ranked: lost1, no figure (diverged ×3); lost2, no figure (diverged ×3); "
+        "elsewhere, no figure (not in the sweep)."
+    )
+    assert "elsewhere has the highest mean" in second
+    (told,) = summary.sentences(frame.trials(compared("lost").record()))[1:]
+    assert told.endswith("no student has finished, so there is no figure.")
+
+
+def converging(**shares: tuple[float, ...]) -> Sweep:
+    """One trial per share; each ends with that share of converged solves."""
+    sweep = Sweep()
+    for method, values in shares.items():
+        for seed, share in enumerate(values):
+            sweep.student(method, 70.0, seed, terms=("ce", "x"), **{names.term("x", "converged"): share})
+    return sweep
+
+
+def test_solves_that_did_not_converge_are_told_first():
+    sweep = converging(good=(1.0, 1.0), some=(1.0, 0.875), almost=(0.99999, 1.0), none=(0.0, np.nan))
+    sweep.student("student", 70.0)
+    progress, told, _ = summary.sentences(frame.trials(sweep.record()))
+    assert progress == "All 9 student trials finished."
+    assert "is, at its lowest over the trials of a method, 0 % for none, 87.5 % for some, 99.9 % for almost." in told
+    assert "good" not in told
+    assert "student" not in told
+
+
+def test_a_stage_and_a_diverged_trial_count_as_not_converged():
+    sweep = Sweep()
+    sweep.student("ot", status="diverged", **{"hint/train/any term/converged": 0.5})
+    assert "50 % for ot" in summary.sentences(frame.trials(sweep.record()))[1]
+
+
+@pytest.mark.parametrize("sweep", [Sweep(), full_sweep(), converging(ot=(1.0, np.nan))], ids=["empty", "full", "good"])
+def test_nothing_is_said_where_all_converged(sweep):
+    assert not any("converge" in sentence for sentence in summary.sentences(frame.trials(sweep.record())))
+
+
+def test_the_page_says_what_did_not_converge(tmp_path):
+    made = make(converging(ot=(0.5,)), tmp_path)
+    for text in (made.html.read_text(), (tmp_path / "report.md").read_text(), made.markdown):
+        assert "50 % for ot" in text
+
+
+def test_a_report_knows_the_record_that_it_was_made_from(tmp_path):
+    sweep = full_sweep()
+    record = sweep.record()
+    assert not render.is_current(tmp_path / "absent", record)
+    made = make(sweep, tmp_path)
+    assert made.paths[-1] == made.html, "written last, so that a report cut short is not current"
+    assert f'<meta name="otkd-trials" content="{render.states(record)}">' in made.html.read_text()
+    assert render.is_current(tmp_path, record)
+    assert render.is_current(tmp_path, record._replace(trials=record.trials[::-1], started=0.0)), (
+        "the order is no matter"
+    )
+    assert not render.is_current(tmp_path, record._replace(run_id="another"))
+    assert not render.is_current(tmp_path, record._replace(trials=record.trials[:-1]))
+    retried = [row._replace(status="finished") if row.status == "diverged" else row for row in record.trials]
+    assert not render.is_current(tmp_path, record._replace(trials=tuple(retried)))
+    made.html.write_bytes(b"\xff not a report")
+    assert not render.is_current(tmp_path, record)
+
+
+def test_a_strange_run_id_is_recognised(tmp_path):
+    record = one_seed().record()._replace(run_id='<a href="x">&amp;')
+    render.build(record, None, tmp_path)
+    assert render.is_current(tmp_path, record)
+
+
 def test_a_method_has_one_colour_and_the_baseline_is_grey(record):
     looks = style.looks(frame.trials(record))
     assert looks["student"].colour == style.FLOOR
@@ -265,3 +361,19 @@ def test_users_reference_rows_reach_the_page(tmp_path):
     extra.write_text(f"{','.join(references.COLUMNS)}\ncifar100,{teacher},{student},MyOT,75.5,last epoch,my paper\n")
     made = render.build(one_seed().record(), None, tmp_path / "out", references=extra)
     assert "MyOT" in made.html.read_text()
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "dataset,teacher\nx,y\n", f"{','.join(references.COLUMNS)}\na,b,c,d,high,f,g\n"]
+)
+def test_unreadable_references_end_the_report_before_it_begins(tmp_path, monkeypatch, content):
+    extra = tmp_path / "mine.csv"
+    if content is not None:
+        extra.write_text(content)
+    monkeypatch.setattr(reader, "read_sweep", lambda *_: pytest.fail("the sweep was read first"))
+    wanted = rf"mine\.csv: .*columns {', '.join(references.COLUMNS)}"
+    with pytest.raises(OtkdError, match=wanted):
+        render.write_report(Layout(tmp_path), "demo", extra)
+    with pytest.raises(OtkdError, match=wanted):
+        render.build(one_seed().record(), None, tmp_path / "out", extra)
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,13 @@ TRAIN = Train(epochs=1)
 
 def trials(seeds, methods):
     return [
-        Trial(data=Data(name="digits"), student=Model(name="m"), objective={f"t{m}": {}}, train=TRAIN, seed=seed)
+        Trial(
+            data=Data(name="digits"),
+            student=Model(name="m"),
+            objective={"ce": {"weight": float(m)}},
+            train=TRAIN,
+            seed=seed,
+        )
         for seed in range(seeds)
         for m in range(methods)
     ]

@@ -94,7 +94,7 @@ def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path):
     assert "line 3, column 1: the key 'name' stands twice." in problems(path)
 
 
-@pytest.mark.parametrize("text", ["name: [", "just text", "", "- a\n- b"])
+@pytest.mark.parametrize("text", ["name: [", "just text", "", "- a\n- b", "a: \0", "? [a, b]\n: 1"])
 def test_what_is_no_sweep_gives_one_message(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text, encoding="utf-8")
@@ -123,6 +123,36 @@ def test_profiles_and_overrides(sweep_file, monkeypatch):
 
 
 def test_a_profile_that_changes_the_name_of_a_choice_drops_the_options_of_the_other():
-    base = {"schedule": {"name": "step", "gamma": 0.1}, "optimizer": {"name": "sgd", "lr": 1}}
-    merged = merge(base, {"schedule": {"name": "cosine"}, "optimizer": {"lr": 2}})
-    assert merged == {"schedule": {"name": "cosine"}, "optimizer": {"name": "sgd", "lr": 2}}
+    base = {"train": {"schedule": {"name": "step", "gamma": 0.1}, "optimizer": {"name": "sgd", "lr": 1}}}
+    merged = merge(base, {"train": {"schedule": {"name": "cosine"}, "optimizer": {"lr": 2}}})
+    assert merged == {"train": {"schedule": {"name": "cosine"}, "optimizer": {"name": "sgd", "lr": 2}}}
+
+
+def test_another_name_of_the_sweep_or_the_data_keeps_the_rest(sweep_file):
+    spec = load(sweep_file(), overrides=["name=other", "data.name=cifar100"]).spec
+    assert (spec.name, spec.data.name, spec.data.val, spec.data.limit) == ("other", "cifar100", 0.2, 200)
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path, sweep_file):
+    path = sweep_file()
+    text = path.read_text(encoding="utf-8").replace("epochs: 2", "epochs: 2\n  clip_norm: 1e-3")
+    path.write_text(text, encoding="utf-8")
+    spec = load(path, overrides=["train.optimizer.lr=5e-2", "train.optimizer.name=sgd"]).spec
+    assert (spec.train.clip_norm, spec.train.optimizer.lr) == (0.001, 0.05)
+
+
+def test_problems_of_structure_and_of_meaning_come_together(sweep_file):
+    text = problems(sweep_file(methodes={}, methods={"a": {"ce": 1, "transport": {"epsilom": 1}}}, seeds=[0, 0]))
+    for part in ("methodes: unknown key", "methods.a.transport.epsilom: unknown key", "seeds: 0 stands twice."):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("values", [[], 3, [1, 1]])
+def test_an_axis_without_or_with_equal_values_is_refused(sweep_file, values):
+    text = problems(sweep_file(methods={"a": {"ce": 1, "transport": {"weight": {"grid": values}}}}))
+    assert "methods.a.transport.weight.grid" in text
+
+
+@pytest.mark.parametrize("profiles", [{"quick": None}, {"quick": [1]}, 5])
+def test_profiles_that_are_none_are_named(sweep_file, profiles):
+    assert "profiles: a mapping of names" in problems(sweep_file(profiles=profiles), "quick")

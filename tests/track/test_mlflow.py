@@ -188,6 +188,47 @@ def test_divergence_failure_and_numbers_that_are_not(sink: Any, invented: Any, l
     assert [runs[t.key].data.tags[names.TAG_STATUS] for t in (lost, broken)] == ["diverged", "finished"]
 
 
+def test_a_retry_leaves_nothing_of_the_failure(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial = invented.students[0]
+    writer = sink()
+    writer.start(trial)
+    writer.epoch(say.record(trial.key, 1))
+    writer.finish(say.result(trial.key, "failed", epochs=(say.record(trial.key, 1),), reason="out of memory"))
+    assert writer.flush(10)
+    assert by_key(layout)[trial.key].info.status == "FAILED"
+    assert by_key(layout)[trial.key].data.tags[names.TAG_REASON] == "out of memory"
+
+    writer.start(trial)
+    assert writer.flush(10)
+    retried = by_key(layout)[trial.key]
+    assert (retried.info.status, retried.data.tags[names.TAG_STATUS]) == ("RUNNING", "running")
+    assert not retried.data.tags.get(names.TAG_REASON)
+
+    writer.finish(say.result(trial.key))
+    writer.close()
+    ended = by_key(layout)[trial.key]
+    assert (ended.info.status, ended.data.tags[names.TAG_STATUS]) == ("FINISHED", "finished")
+    assert not ended.data.tags.get(names.TAG_REASON)
+    assert [step for step, _ in history(ended, "train/loss")] == [1, 2, 3], "no epoch twice"
+
+
+def test_a_result_half_written_by_a_killed_driver_is_taken_back(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any
+) -> None:
+    trial = invented.students[0]
+    first = sink()
+    monkeypatch.setattr(first.store.client, "set_terminated", lambda *_, **__: None)  # killed just before
+    first.start(trial)
+    first.finish(say.result(trial.key, "failed", epochs=(), reason="out of memory"))
+    assert first.flush(10)
+    assert by_key(layout)[trial.key].info.status == "RUNNING"
+    second = sink()
+    second.start(trial)
+    assert second.flush(10)
+    tags = by_key(layout)[trial.key].data.tags
+    assert (tags[names.TAG_STATUS], tags.get(names.TAG_REASON)) == ("running", "")
+
+
 def test_stages_keep_their_name(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
     trial = invented.students[0]
     writer = sink()

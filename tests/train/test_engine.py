@@ -1,14 +1,17 @@
 import json
 import logging
+import resource
+import signal
 
 import pytest
 import torch
 
 from otkd.core import names
-from otkd.core.errors import CheckpointError, StorageError
+from otkd.core.errors import CheckpointError, OtkdError, StorageError
 from otkd.core.trial import Data, Sgd, Train
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
+from otkd.train.device import pick
 from otkd.train.student import Student
 
 FINAL = {
@@ -95,8 +98,24 @@ def test_a_failing_member_stops_alone_and_is_tried_again(environment, trial, mon
     assert (first.status, second.status) == ("failed", "finished")
     assert "no memory" in first.reason
     assert not here.layout.trial(broken.key).done
+    assert "in fail" in here.layout.trial(broken.key).error.read_text()
     monkeypatch.undo()
     assert fit([broken], Mailbox(), here)[0].status == "finished"
+
+
+def test_a_member_that_cannot_be_built_fails_alone(environment, trial, monkeypatch):
+    def refuse(*_):
+        raise ValueError("these shapes do not fit")
+
+    monkeypatch.setattr("otkd.losses.attention.Loss.__init__", refuse)
+    first, second = fit([trial("at"), trial("kd")], Mailbox(), environment())
+    assert (first.status, second.status) == ("failed", "finished")
+    assert "these shapes do not fit" in first.reason
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(OtkdError, match="there is no device 'abacus' here"):
+        pick("abacus")
 
 
 def test_two_stage_fitnets_trains_the_hint_first(environment, trial):
@@ -105,6 +124,8 @@ def test_two_stage_fitnets_trains_the_hint_first(environment, trial):
     [result] = fit([staged], Mailbox(), here)
     assert [(r.stage, r.epoch) for r in result.epochs] == [("hint", 1), ("hint", 2), *(("train", e) for e in (1, 2, 3))]
     hint, main = result.epochs[0].metrics, result.epochs[-1].metrics
+    assert hint["time/epoch_s"] > hint["time/own_s"] + hint["time/data_s"]
+    assert main["time/epoch_s"] == main["time/own_s"] + main["time/data_s"]  # the teacher is not asked any more
     assert "train/fitnet/raw" in hint
     assert "train/ce/raw" not in hint
     assert "train/fitnet/raw" not in main
@@ -135,19 +156,23 @@ def test_a_checkpoint_cut_off_falls_back_to_the_one_before_and_says_so(environme
     assert result.metrics[names.test("last", "loss")] == whole.metrics[names.test("last", "loss")]
 
 
-def test_a_full_disk_stops_training_with_one_message_and_keeps_the_checkpoint(environment, trial, monkeypatch):
+def test_a_full_disk_stops_training_with_one_message_and_keeps_the_checkpoint(environment, trial):
     here = environment()
     trainer = CohortTrainer([trial("kd")], Mailbox(), here)
     trainer.step()
     trainer.save()
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(StorageError, match="No space left on device"):
-        fit([trial("kd")], Mailbox(), here)
-    monkeypatch.undo()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, limits[1])
+    )  # the system refuses larger files, as a full disk does
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*\.pt: File too large\. Free some space"):
+            fit([trial("kd")], Mailbox(), here)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert CohortTrainer([trial("kd")], Mailbox(), here).students[0].tick == 2
 
 

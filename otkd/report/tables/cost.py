@@ -18,6 +18,13 @@ ORDER = 30
 
 FIGURES = {names.IMAGES_PER_S: ("images / s", 0), names.PEAK_MIB: ("peak memory, MiB", 0)}
 
+MEMORY = (
+    "Peak memory is, on a CPU, the worker process's peak so far: it never falls, and workers are used again, so trials "
+    "that the same worker trained earlier count in it; on CUDA it is the device allocator's peak of the cohort. Trials "
+    "of a cohort share it, so it does not tell methods of one cohort apart."
+)
+"""What the memory column measures."""
+
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     """One table; none where no student has a time on record."""
@@ -84,9 +91,8 @@ def _caption(frame: pd.DataFrame, base: str | None) -> str:
     return (
         "Seconds per epoch are the training time as if a trial had trained alone: its own steps and the whole of the "
         "teacher's forward passes and data that it shares with its cohort; the median over epochs, then mean ± "
-        f"sample standard deviation over n seeds.{ratio} Peak memory is that of the process (CPU) or device "
-        "allocator; trials of a cohort share it, so it does not tell methods of one cohort apart. Trials that ran "
-        f"side by side slow each other. {where}{several} Bold: lowest mean."
+        f"sample standard deviation over n seeds.{ratio} {MEMORY} Trials that ran side by side slow each other. "
+        f"{where}{several} Bold: lowest mean."
     )
 
 
