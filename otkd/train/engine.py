@@ -34,7 +34,7 @@ from otkd.train.teacher import Teacher
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and how to train; nothing here may change a result."""
+    """Where and how to train; nothing here changes a result but by rounding (device, threads)."""
 
     layout: Layout = field(default_factory=Layout)
     """Where checkpoints and results lie."""

@@ -86,7 +86,8 @@ def _open_files(pid):
 
 def _address(words):
     packed = b"".join(bytes.fromhex(words[i : i + 8])[::-1] for i in range(0, len(words), 8))
-    return str(ipaddress.ip_address(packed))
+    address = ipaddress.ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def trial_runs(runs) -> pd.DataFrame:
