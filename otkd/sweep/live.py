@@ -49,6 +49,7 @@ class Progress:
         if self._console.is_terminal and self._live is None:
             self._live = Live(self._view(), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
+        self._refresh()
 
     def start(self, trial: Trial) -> None:
         self._running.setdefault(trial.key, None)
