@@ -98,6 +98,11 @@ def sweep(
             _show_table(layout, made.info.name, console)
             return
         session.flush()
+        if _replaces_another(layout, made.info.name, session.tracker.run_id):
+            console.print(
+                f"This replaces the report of {made.info.name} with other settings; their command brings it back.",
+                highlight=False,
+            )
         written = write_report(layout, made.info.name)
         session.tracker.attach_report(written.folder, written.markdown)
         _show_table(layout, made.info.name, console, written.problems)
@@ -167,6 +172,12 @@ def _reported(layout: Layout, name: str) -> bool:
     from otkd.track.reader import read_sweep
 
     return is_current(layout.reports / name, read_sweep(layout, name))
+
+
+def _replaces_another(layout: Layout, name: str, run_id: str) -> bool:
+    """Whether the report that lies there is of the same sweep with other settings (--set, an edited file)."""
+    page = layout.reports / name / "report.html"
+    return page.exists() and run_id not in page.read_text(encoding="utf-8")
 
 
 def _console() -> Console:

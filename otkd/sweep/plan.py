@@ -267,9 +267,9 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     )
     return (
         f"Data: {data.name}, {images - val} training images of {card.train}, {card.test} test images.",
-        f"Budget: students {spec.train.epochs} epochs, teachers {epochs_t}, batch size {spec.train.batch_size}, "
-        f"{spec.train.optimizer.name} with learning rate {spec.train.optimizer.lr:g}, "
-        f"{spec.train.schedule.name} schedule.",
+        f"Budget: epochs of a student {spec.train.epochs}, of a teacher {epochs_t}; "
+        f"batch size {spec.train.batch_size}, {spec.train.optimizer.name} "
+        f"with learning rate {spec.train.optimizer.lr:g}, {spec.train.schedule.name} schedule.",
         selection,
         f"{len(spec.seeds)} seed{'s' * (len(spec.seeds) > 1)} per method; methods share teacher, batches, augmentation "
         "and initial weights, so differences are paired by seed. ± is the sample standard deviation over seeds.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 from rich.console import Console
@@ -92,7 +92,8 @@ def _settings(config: type[StrictModel]) -> Iterator[tuple[str, str, str]]:
     for name, field in config.model_fields.items():
         if name != "name":
             default = "required" if field.default is PydanticUndefined else f"{_short(field.default)}"
-            yield name, default, " ".join((field.description or "").split())
+            choices = f"({' | '.join(get_args(field.annotation))})" if get_origin(field.annotation) is Literal else ""
+            yield name, default, " ".join((*(field.description or "").split(), choices)).strip()
 
 
 def _short(value: Any) -> str:

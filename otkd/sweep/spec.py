@@ -123,7 +123,9 @@ def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Load
     if applied in profiles:
         tree = merge(tree, profiles[applied])
     for override in overrides:
-        tree = merge(tree, _parse_override(override))
+        change = _parse_override(override)
+        _refuse_new_methods(tree, change)
+        tree = merge(tree, change)
     tree.pop("profiles", None)
     try:
         return Loaded(str(path), applied, tree, SweepSpec.model_validate(tree), ())
@@ -174,11 +176,22 @@ def _choose_profile(path: Path, profiles: Mapping[str, Any], profile: str) -> st
     return profile if profile in profiles else ""
 
 
+def _refuse_new_methods(tree: Mapping[str, Any], change: Mapping[str, Any]) -> None:
+    """An override that names a method which the file lacks is a slip of the pen."""
+    known, named = tree.get("methods"), change.get("methods")
+    if isinstance(known, Mapping) and isinstance(named, Mapping):
+        for method in (method for method in named if method not in known):
+            text = f"there is no method {method!r}; there is {', '.join(map(str, known))}."
+            raise ConfigError("--set", [Problem(f"methods.{method}", text + did_you_mean(method, map(str, known)))])
+
+
 def _parse_override(text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ConfigError("--set", [Problem("", f"{text!r} is not of the form dotted.path=value.")])
     tree: Any = yamlfile.parse(value, f"--set {path}")
+    if tree == {}:
+        raise ConfigError("--set", [Problem(path, "an empty mapping overrides nothing.")])
     for part in reversed(path.split(".")):
         tree = {part: tree}
     assert isinstance(tree, dict)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -111,17 +113,29 @@ def serve_ui(layout: Layout, port: int) -> int:
     if uri.startswith(("http://", "https://")):
         print(f"MLFLOW_TRACKING_URI names a server, which has the pages: {shown(uri)}")
         return 0
-    connect(layout, create=False)
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise TrackingError(f"port {port} is taken; name another with --port.")
-    print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
+    experiment = connect(layout, create=False).experiment
+    if _listening(port):
+        raise TrackingError(f"port {port} is taken; name another with --port.")
+    print("starting MLflow …", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     places = ["--backend-store-uri", uri, "--default-artifact-root", layout.artifacts.resolve().as_uri()]
+    # a session of its own, so that Ctrl-C reaches this process alone, which then ends the server without its tracebacks
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen([*command, *places], start_new_session=True, stderr=subprocess.DEVNULL)
     try:
-        return subprocess.run([*command, *places], check=False).returncode
+        while server.poll() is None and not _listening(port):
+            sleep(0.2)
+        print(f"MLflow on http://127.0.0.1:{port}/#/experiments/{experiment}/runs (Ctrl-C ends it)", flush=True)
+        return server.wait()
     except KeyboardInterrupt:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
         return 0
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def search(store: Store, condition: str) -> list[Run]:

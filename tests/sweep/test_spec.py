@@ -120,6 +120,8 @@ def test_profiles_and_overrides(sweep_file, monkeypatch):
     assert spec.train.batch_size == 32
     assert "Did you mean 'quick'?" in problems(path, "quik")
     assert "not of the form" in problems(path, "paper", ["train.epochs"])
+    assert "Did you mean 'kd'?" in problems(path, "paper", ["methods.kdd.ce=1"])
+    assert "methods: an empty mapping overrides nothing." in problems(path, "paper", ["methods={}"])
 
 
 def test_a_profile_that_changes_the_name_of_a_choice_drops_the_options_of_the_other():
