@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
@@ -32,6 +32,19 @@ class PluginConfig(StrictModel):
 
     name: str
     """The plug-in's file name without `.py`."""
+
+
+class SolverConfig(PluginConfig):
+    """What every transport solver of `otkd/ot/` is configured by; the class says what planning has to know of it."""
+
+    takes: ClassVar[Literal["cost", "points"]] = "cost"
+    """What `solve` takes first: a cost matrix, or the two `Clouds` themselves."""
+    costs: ClassVar[tuple[str, ...]] = ("sqeuclidean", "euclidean", "cosine")
+    """The costs that the formulation is defined for."""
+    any_widths: ClassVar[bool] = False
+    """Whether the two clouds may lie in spaces of different dimension, so that nothing need be projected."""
+    balanced: ClassVar[bool] = True
+    """Whether the plan, where there is one, has the asked marginals."""
 
 
 class TermConfig(StrictModel):

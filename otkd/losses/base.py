@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ class Probe(NamedTuple):
     student: ModelOutput
     teacher: ModelOutput | None
     classes: int
+    classifier_t: Tensor | None = None
+    """Weights (K, D) of the teacher's last linear layer, detached."""
 
 
 class Stage(NamedTuple):
@@ -47,8 +50,20 @@ class TermLoss(nn.Module):
     needs_teacher: ClassVar[bool] = True
     """Whether `forward` looks at the teacher's output."""
 
+    needs_preparation: ClassVar[bool] = False
+    """Whether `prepare` has to be called before training."""
+
     def __init__(self, config: TermConfig, probe: Probe) -> None:
         super().__init__()
+
+    def prepare(self, outputs: Iterable[tuple[Batch, ModelOutput]]) -> None:
+        """Look once, before training begins, at the teacher's outputs for all training images.
+
+        What is learned has to lie in buffers, whose shapes the probe fixes: a resumed trial reads them back.
+
+        Args:
+            outputs: batches in order, not augmented, with the teacher's outputs for them.
+        """
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -56,10 +56,19 @@ def normalized(cost_BNM: Tensor, by: str) -> Tensor:
     """
     if by == "none":
         return cost_BNM
+    return cost_BNM / scale_of(cost_BNM, by)
+
+
+def scale_of(cost_BNM: Tensor, by: str) -> Tensor:
+    """The detached `mean`, `max` or (lower) `median` (…, 1, 1) of each problem's costs; 1 where that is 0."""
     if by not in SCALES:
         raise OtkdError(unknown("normalisation", by, [*SCALES, "none"]))
-    scale = SCALES[by](cost_BNM.detach())
-    return cost_BNM / torch.where(scale > 0, scale, 1)
+    return positive(SCALES[by](cost_BNM.detach()))
+
+
+def positive(scale: Tensor) -> Tensor:
+    """`scale`, and 1 where it is 0: a divisor."""
+    return torch.where(scale > 0, scale, 1)
 
 
 def _squared_distances(x_BND: Tensor, y_BMD: Tensor) -> tuple[Tensor, Tensor]:

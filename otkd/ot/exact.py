@@ -13,12 +13,12 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from otkd.core.config import PluginConfig
+from otkd.core.config import SolverConfig
 from otkd.ot.problem import read, transport_cost
 from otkd.ot.result import TransportResult
 
 
-class Config(PluginConfig):
+class Config(SolverConfig):
     """Exact optimal transport on the CPU."""
 
     name: str = "exact"

@@ -26,7 +26,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from otkd.core.config import PluginConfig
+from otkd.core.config import SolverConfig
 from otkd.ot.precision import full_precision
 from otkd.ot.problem import Problem, read, transport_cost
 from otkd.ot.result import TransportResult
@@ -39,7 +39,7 @@ NEWTON_SIZE = 1024
 """Largest M for which the M × M system of a Newton step is cheaper than the iterations that it saves."""
 
 
-class Config(PluginConfig):
+class Config(SolverConfig):
     """Entropic optimal transport."""
 
     name: str = "sinkhorn"

@@ -1,0 +1,82 @@
+"""Two clouds of points and the cost between them: what a solver works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from otkd.core import plugins
+from otkd.core.config import SolverConfig
+from otkd.core.errors import OtkdError
+from otkd.ot.cost import COSTS, SCALES, normalized, positive, scale_of
+from otkd.ot.precision import full_precision, widen
+from otkd.ot.result import TransportResult
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """Points x (…, N, D) and y (…, M, E); D and E differ only for the solvers of Gromov's kind.
+
+    Costs are float32 at least. Gradients flow into the points, never into the scale.
+    """
+
+    x_BND: Tensor
+    y_BME: Tensor
+    cost: str = "sqeuclidean"
+    """A name in `otkd.ot.cost.COSTS`."""
+    normalize: str = "mean"
+    """What costs are divided by: `mean`, `max` or `median` of the cross costs, or `none`."""
+    seed: int = 0
+    """Of whatever a solver draws at random."""
+
+    def __post_init__(self) -> None:
+        if self.cost not in COSTS:
+            raise OtkdError(plugins.unknown("cost", self.cost, list(COSTS)))
+        if self.normalize not in (*SCALES, "none"):
+            raise OtkdError(plugins.unknown("normalisation", self.normalize, [*SCALES, "none"]))
+
+    @cached_property
+    def cross(self) -> Tensor:
+        """Costs (…, N, M) from x to y, divided by `scale`."""
+        return normalized(self.ground(self.x_BND, self.y_BME), self.normalize)
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """The divisor (…, 1, 1) of every cost: detached, 1 for `none` and where all cross costs are 0.
+
+        The mean of squared Euclidean costs comes without a cost matrix.
+        """
+        x_BND, y_BME = widen(self.x_BND.detach()), widen(self.y_BME.detach())
+        if self.normalize == "none":
+            return x_BND.new_ones((*x_BND.shape[:-2], 1, 1))
+        if (self.cost, self.normalize) == ("sqeuclidean", "mean") and x_BND.shape[-1] == y_BME.shape[-1]:
+            gap_B1D = x_BND.mean(-2, keepdim=True) - y_BME.mean(-2, keepdim=True)
+            spread = sum(part.var(-2, correction=0, keepdim=True).sum(-1, keepdim=True) for part in (x_BND, y_BME))
+            return positive(gap_B1D.square().sum(-1, keepdim=True) + spread)
+        return scale_of(self.ground(x_BND, y_BME), self.normalize)
+
+    def ground(self, left_BND: Tensor, right_BMD: Tensor) -> Tensor:
+        """Costs (…, N, M) from any points to any others of the same width, before normalisation."""
+        return COSTS[self.cost](left_BND, right_BMD)
+
+
+def transport(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: SolverConfig) -> TransportResult:
+    """Solve between two clouds by the solver that `config` belongs to, whatever that solver takes.
+
+    Args:
+        clouds: the points.
+        a_BN: weights of x, which sum to 1; None for equal ones.
+        b_BM: weights of y.
+        config: a solver's settings; its `name` finds the solver.
+
+    Raises:
+        OtkdError: shapes, weights or a cost that the solver cannot take.
+    """
+    if clouds.cost not in config.costs:
+        raise OtkdError(f"{config.name} is not defined for the cost {clouds.cost}; it takes {', '.join(config.costs)}")
+    solve = plugins.load("ot", config.name).solve
+    with full_precision(clouds.x_BND):
+        result: TransportResult = solve(clouds if config.takes == "points" else clouds.cross, a_BN, b_BM, config)
+    return result
