@@ -43,6 +43,8 @@ class SolverConfig(PluginConfig):
     """The costs that the formulation is defined for."""
     any_widths: ClassVar[bool] = False
     """Whether the two clouds may lie in spaces of different dimension, so that nothing need be projected."""
+    warm: ClassVar[bool] = False
+    """Whether `solve` takes `start=`, the potentials (f, g) of an earlier problem."""
     balanced: ClassVar[bool] = True
     """Whether the plan, where there is one, has the asked marginals."""
 

@@ -21,6 +21,7 @@ class TrialDir:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.result = path / "result.json"
+        self.snapshots = path / "snapshots.json"
         self.error = path / "error.txt"
 
     @property

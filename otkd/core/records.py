@@ -52,6 +52,22 @@ class TrialResult(Record):
     """Why it diverged or failed."""
 
 
+class Picture(Record):
+    """A matrix that a term keeps when training has ended: rows are the student's, columns the teacher's."""
+
+    about: str
+    """What it shows, for a caption."""
+    matrix: tuple[tuple[float, ...], ...] = Field(strict=False)
+    classes: tuple[int, ...] | None = Field(None, strict=False)
+    """Labels of rows and columns, ascending, where these are images."""
+
+
+class Pictures(Record):
+    """All pictures of one trial, by `<term>-<name>`."""
+
+    pictures: dict[str, Picture]
+
+
 class Label(StrictModel):
     """How a sweep presents a trial. Never part of its identity: two sweeps may name one trial differently."""
 

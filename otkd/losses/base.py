@@ -39,6 +39,16 @@ class Stage(NamedTuple):
     """Constant learning rate of the stage."""
 
 
+class Snapshot(NamedTuple):
+    """A matrix to be looked at when training has ended: rows are the student's, columns the teacher's."""
+
+    matrix_NM: Tensor
+    classes_N: Tensor | None
+    """Labels of rows and columns, ascending, where these are images."""
+    about: str
+    """What it shows, for a caption."""
+
+
 class TermLoss(nn.Module):
     """Base of every `Loss`. Its parameters are trained with the student and are not part of the deployed network.
 
@@ -64,6 +74,10 @@ class TermLoss(nn.Module):
         Args:
             outputs: batches in order, not augmented, with the teacher's outputs for them.
         """
+
+    def snapshot(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> dict[str, Snapshot]:
+        """What to keep of one fixed batch, in eval mode, when training has ended; by name within the term."""
+        return {}
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from otkd.core import names, plugins
 from otkd.core.output import Batch, ModelOutput
 from otkd.core.seeds import derive
-from otkd.losses.base import Probe, Stage, TermLoss
+from otkd.losses.base import Probe, Snapshot, Stage, TermLoss
 
 MAIN = "train"
 
@@ -53,6 +53,20 @@ class Objective(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         """The terms' stages before the main one, in the order of the terms."""
         return tuple(stage for term in self.terms.values() for stage in cast(TermLoss, term).stages)
+
+    def prepare(self, outputs: Callable[[], Iterable[tuple[Batch, ModelOutput]]]) -> None:
+        """Show the teacher's outputs for the training images to the terms that ask for them; see `TermLoss.prepare`."""
+        for term in self.terms.values():
+            if cast(TermLoss, term).needs_preparation:
+                cast(TermLoss, term).prepare(outputs())
+
+    def snapshots(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> dict[str, Snapshot]:
+        """What the terms keep of one batch, by `<term>-<name>`."""
+        return {
+            f"{name}-{part}": snapshot
+            for name, term in self.terms.items()
+            for part, snapshot in cast(TermLoss, term).snapshot(out_s, out_t, batch).items()
+        }
 
     def forward(
         self, out_s: ModelOutput, out_t: ModelOutput | None, batch: Batch, stage: str = MAIN

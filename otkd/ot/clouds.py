@@ -52,9 +52,11 @@ class Clouds:
         if self.normalize == "none":
             return x_BND.new_ones((*x_BND.shape[:-2], 1, 1))
         if (self.cost, self.normalize) == ("sqeuclidean", "mean") and x_BND.shape[-1] == y_BME.shape[-1]:
-            gap_B1D = x_BND.mean(-2, keepdim=True) - y_BME.mean(-2, keepdim=True)
-            spread = sum(part.var(-2, correction=0, keepdim=True).sum(-1, keepdim=True) for part in (x_BND, y_BME))
-            return positive(gap_B1D.square().sum(-1, keepdim=True) + spread)
+            means_B1D = [part.mean(-2, keepdim=True) for part in (x_BND, y_BME)]
+            parts = zip((x_BND, y_BME), means_B1D, strict=True)
+            spread_B = sum((part - mean).square().sum(-1).mean(-1) for part, mean in parts)
+            gap_B = (means_B1D[0] - means_B1D[1]).square().sum((-2, -1))
+            return positive(gap_B + spread_B)[..., None, None]
         return scale_of(self.ground(x_BND, y_BME), self.normalize)
 
     def ground(self, left_BND: Tensor, right_BMD: Tensor) -> Tensor:
@@ -62,7 +64,13 @@ class Clouds:
         return COSTS[self.cost](left_BND, right_BMD)
 
 
-def transport(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: SolverConfig) -> TransportResult:
+def transport(
+    clouds: Clouds,
+    a_BN: Tensor | None,
+    b_BM: Tensor | None,
+    config: SolverConfig,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> TransportResult:
     """Solve between two clouds by the solver that `config` belongs to, whatever that solver takes.
 
     Args:
@@ -70,6 +78,7 @@ def transport(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: 
         a_BN: weights of x, which sum to 1; None for equal ones.
         b_BM: weights of y.
         config: a solver's settings; its `name` finds the solver.
+        start: potentials (…, N), (…, M) of an earlier problem, for a solver that is `warm`.
 
     Raises:
         OtkdError: shapes, weights or a cost that the solver cannot take.
@@ -77,6 +86,9 @@ def transport(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: 
     if clouds.cost not in config.costs:
         raise OtkdError(f"{config.name} is not defined for the cost {clouds.cost}; it takes {', '.join(config.costs)}")
     solve = plugins.load("ot", config.name).solve
+    more = {} if start is None else {"start": start}
     with full_precision(clouds.x_BND):
-        result: TransportResult = solve(clouds if config.takes == "points" else clouds.cross, a_BN, b_BM, config)
+        result: TransportResult = solve(
+            clouds if config.takes == "points" else clouds.cross, a_BN, b_BM, config, **more
+        )
     return result

@@ -37,8 +37,9 @@ def read(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
     if cost.dim() < 2 or cost.numel() == 0 or not cost.is_floating_point():
         raise OtkdError(f"a cost is a float tensor (…, N, M) with N, M ≥ 1; got {tuple(cost.shape)} of {cost.dtype}")
     flat_BNM = widen(cost.detach()).reshape(-1, *cost.shape[-2:]).contiguous()
-    a_BN = _marginal("a", a, cost, cost.shape[-2]).to(flat_BNM)
-    b_BM = _marginal("b", b, cost, cost.shape[-1]).to(flat_BNM)
+    lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
+    a_BN = weights("a", a, lead, n, cost.device).to(flat_BNM)
+    b_BM = weights("b", b, lead, m, cost.device).to(flat_BNM)
     return Problem(flat_BNM, a_BN, b_BM)
 
 
@@ -47,15 +48,26 @@ def transport_cost(cost: Tensor, plan: Tensor) -> Tensor:
     return (widen(cost) * plan).sum((-2, -1))
 
 
-def _marginal(name: str, weights: Tensor | None, cost: Tensor, n: int) -> Tensor:
-    if weights is None:
-        return cost.new_full((cost.shape[:-2].numel(), n), 1 / n, dtype=torch.float64)
+def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, device: torch.device) -> Tensor:
+    """Weights (B, n) in float64 that sum to 1, from `given` of shape (…, n); None stands for equal ones on `device`.
+
+    Args:
+        name: what messages call them.
+        given: one weight per point; leading dimensions that it lacks are shared.
+        lead: the leading dimensions …, of B problems in all.
+        n: points in each problem.
+        device: only for equal weights, which need no look at the data.
+
+    Raises:
+        OtkdError: another shape, weights that are negative or do not sum to 1.
+    """
+    if given is None:
+        return torch.full((lead.numel(), n), 1 / n, dtype=torch.float64, device=device)
     try:
-        flat = weights.detach().double().expand(*cost.shape[:-2], n).reshape(-1, n)
+        flat = given.detach().double().expand(*lead, n).reshape(-1, n)
     except RuntimeError:
         raise OtkdError(
-            f"marginal {name} has shape {tuple(weights.shape)}; a cost of shape {tuple(cost.shape)} "
-            f"takes {(*cost.shape[:-2], n)}"
+            f"marginal {name} has shape {tuple(given.shape)}; it takes {(*lead, n)}, one weight for each point"
         ) from None
     mass = flat.sum(-1, keepdim=True)
     if not bool((flat >= 0).all() & ((mass - 1).abs() <= MASS_TOLERANCE).all()):

@@ -1,205 +1,191 @@
-"""Entropic optimal transport: Sinkhorn's algorithm (Cuturi, NeurIPS 2013), stabilised, batched, with exact gradient.
+"""Entropic optimal transport: Sinkhorn's algorithm (Cuturi, NeurIPS 2013), stabilised, sped up, batched.
 
 The problem is min ⟨P, C⟩ + ε KL(P | a⊗b) over couplings P of a and b, with KL(P | Q) = Σ P log(P/Q). Its solution is
 P = a b exp((f + g − C)/ε) with potentials f, g. Against POT: the plan is that of `ot.sinkhorn`. The value `dual` is
 that of `ot.solve(..., reg_type="KL")`; ⟨P, C⟩ + ε Σ P log P, the form with the bare entropy, is smaller by
-ε (H(a) + H(b)).
+ε (H(a) + H(b)). `primal` is ⟨P, C⟩ alone, as `ot.sinkhorn2` returns it.
 
-Iterations scale a kernel that has the current potentials absorbed in it (Schmitzer, SIAM J. Sci. Comput. 2019, Alg.
-2), with one absorption at each check; a block of iterations that leaves the floating-point range is done again by
-log-sum-exp. Where ε is small against the costs' range it is approached from above, in factors of `ANNEALING`
-(ε-scaling). Where the first block is not enough, a Newton step on the marginal equations stands before the next
-(Brauer, Clason, Lorenz & Wirth, 2017), and is dropped where it does not lessen the error.
+`otkd.ot.entropic` says how it is solved. `gradient` says what the backward pass gives:
 
-Gradients are taken at the fixed plan (the envelope theorem), never through the iterations:
-`dual`: the plan is the exact derivative of the value at convergence;
-`primal`: ⟨P, C⟩ alone. Its gradient is the plan too. That is *not* the derivative of ⟨P(C), C⟩, which has a further
-term from the change of P; it is the derivative of `dual`. The two train alike and differ in the number that is logged.
+`envelope`: the plan, whatever the value. At convergence that is the exact derivative of `dual` in the cost (the
+envelope theorem); of ⟨P(C), C⟩ it is not, for the change of P is left out. The two train alike and differ in the number
+that is logged. Marginals get no gradient.
+`implicit`: the exact derivative of either value at convergence, in the cost and in the marginals that ask for one, by
+the implicit function theorem on the marginal equations (Luise, Rudi, Pontil & Ciliberto, NeurIPS 2018; Eisenberger et
+al., CVPR 2022): for `primal` the backward pass solves one N × N system in float64.
+`unrolled`: the exact derivative of the value after the iterations that were run, converged or not, by autograd through
+plain iterations by log-sum-exp, without ε-scaling and Newton steps: 2 N M numbers per iteration stay in memory.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from otkd.core.config import SolverConfig
-from otkd.ot.precision import full_precision
-from otkd.ot.problem import Problem, read, transport_cost
+from otkd.ot import entropic
+from otkd.ot import entropic_rules as rules
+from otkd.ot.entropic_rules import Solution
+from otkd.ot.precision import full_precision, widen
+from otkd.ot.problem import Problem, read
 from otkd.ot.result import TransportResult
-
-ANNEALING = 2.0
-STEEP = 100.0
-"""Costs' range in units of ε from which on ε-scaling pays."""
-NEWTON_STEP = 3.0
-NEWTON_SIZE = 1024
-"""Largest M for which the M × M system of a Newton step is cheaper than the iterations that it saves."""
 
 
 class Config(SolverConfig):
     """Entropic optimal transport."""
+
+    warm = True
 
     name: str = "sinkhorn"
     """The plug-in's file name without `.py`."""
     epsilon: PositiveFloat = 0.05
     """Entropic strength, in units of the cost (the transport term divides its costs by their mean first)."""
     max_iters: PositiveInt = 1000
-    """Iterations, each one update of both potentials, before it gives up and says so; Newton steps are not counted."""
+    """Iterations before it gives up and says so, each one update of both potentials. On a GPU no more than 64 are run,
+    and always: looking at the error would keep the host waiting."""
     tolerance: PositiveFloat = 1e-4
-    """L1 marginal error at which it stops."""
-    check_every: PositiveInt = 10
-    """Iterations between two looks at the error."""
+    """L1 marginal error at which it stops, and under which a result counts as converged."""
+    check_every: PositiveInt = 5
+    """The most iterations between two looks at the error."""
+    iterations: PositiveInt | None = None
+    """Run exactly so many iterations in place of looking at the error; the host never waits for the device."""
+    annealing: bool = True
+    """Whether an ε that is small against the costs' range is approached from a larger one."""
     value: Literal["primal", "dual"] = "dual"
-    """`dual` is the entropic value ⟨P, C⟩ + ε KL(P | a⊗b), the one whose gradient is exact; `primal` is ⟨P, C⟩."""
+    """`dual` is the entropic value ⟨P, C⟩ + ε KL(P | a⊗b), the one whose gradient is the plan; `primal` is ⟨P, C⟩."""
+    gradient: Literal["envelope", "unrolled", "implicit"] = "envelope"
+    """`envelope` holds the plan fixed; `implicit` and `unrolled` are the derivative of the value at convergence, or
+    after the iterations that were run."""
 
 
-class _State(NamedTuple):
-    f_BN: Tensor
-    g_BM: Tensor
-    plan_BNM: Tensor
-    error: float
-    """The largest marginal error of the batch."""
-
-
-def solve(cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None, config: Config) -> TransportResult:
+def solve(
+    cost_BNM: Tensor,
+    a_BN: Tensor | None,
+    b_BM: Tensor | None,
+    config: Config,
+    *,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> TransportResult:
     """Solve the entropic problem for each leading index; see `TransportResult`.
 
-    A cost that is not finite gives a value that is not finite, and is not converged.
+    A cost that is not finite gives a value that is not finite, and is not converged. `start` takes the potentials of an
+    earlier, similar problem; where they do not help they are left aside.
 
     Raises:
         OtkdError: see `otkd.ot.problem.read`.
     """
+    batch = cost_BNM.shape[:-2]
     with full_precision(cost_BNM):
         problem = read(cost_BNM, a_BN, b_BM)
-        with torch.no_grad():
-            (f_BN, g_BM, plan_BNM, _), n_iters = _iterate(problem, config)
-            dual_B = (problem.a_BN * f_BN).sum(-1) + (problem.b_BM * g_BM).sum(-1)
-            error_B = problem.plan_error(plan_BNM)
-        batch = cost_BNM.shape[:-2]
-        plan = plan_BNM.reshape(cost_BNM.shape)
-        value = transport_cost(cost_BNM, plan)
-        if config.value == "dual":  # a·f + b·g is the dual objective: the plan's columns are exact, so its mass is 1
-            value = value + (dual_B.reshape(batch) - value).detach()
+        if config.gradient == "unrolled":
+            value_B, solution = _unrolled(problem, _Inputs.of(problem, cost_BNM, a_BN, b_BM), config, start)
+        else:
+            with torch.no_grad():
+                solution = entropic.potentials(problem, config, start)
+                value_B = _value(problem, solution, config)
+        if config.gradient == "implicit":
+            value_B = _Implicit.apply(*_Inputs.of(problem, cost_BNM, a_BN, b_BM), value_B, solution, config)
+        plan, value = solution.plan_BNM.reshape(cost_BNM.shape), value_B.reshape(batch)
+        if config.gradient == "envelope":
+            value = entropic.at_fixed_plan(value, cost_BNM, plan)
     return TransportResult(
         value_B=value,
         plan_BNM=plan,
-        potentials=(f_BN.reshape(*batch, -1), g_BM.reshape(*batch, -1)),
-        n_iters=n_iters,
-        marginal_error_B=error_B.reshape(batch),
-        converged_B=(error_B <= config.tolerance).reshape(batch),
+        potentials=(solution.f_BN.reshape(*batch, -1), solution.g_BM.reshape(*batch, -1)),
+        n_iters=solution.n_iters,
+        marginal_error_B=solution.error_B.reshape(batch),
+        converged_B=(solution.error_B <= config.tolerance).reshape(batch),
     )
 
 
-def _iterate(problem: Problem, config: Config) -> tuple[_State, int]:
-    """The last state and the number of iterations: through the larger ε, then at ε until it has converged."""
-    f_BN = problem.cost_BNM.amin(-1)  # c-transforms, the limit ε → 0: every row and column of the first kernel has a 1
-    g_BM = (problem.cost_BNM - f_BN[:, :, None]).amin(-2)
-    spread = (problem.cost_BNM.max() - problem.cost_BNM.min()).item()
-    n_iters = 0
-    for epsilon in _annealing(spread, config):
-        f_BN, g_BM, *_ = _block(problem, f_BN, g_BM, epsilon, config.check_every)
-        n_iters += config.check_every
-    state = _State(f_BN, g_BM, _plan(problem, f_BN, g_BM, config.epsilon), math.inf)
-    while math.isfinite(spread) and state.error > config.tolerance and n_iters < config.max_iters:
-        state, spent = _advance(problem, state, config, config.max_iters - n_iters)
-        n_iters += spent
-    return state, n_iters
+def _value(problem: Problem, solution: Solution, config: Config) -> Tensor:
+    if config.value == "dual":  # a·f + b·g is the dual objective: the plan's columns are exact, so its mass is 1
+        return solution.dual_B
+    return torch.linalg.vecdot(problem.cost_BNM.flatten(1), solution.plan_BNM.flatten(1)) + 0 * solution.dual_B
 
 
-def _advance(problem: Problem, state: _State, config: Config, left: int) -> tuple[_State, int]:
-    """A block of iterations behind a Newton step, or a plain one where that does not lessen the error."""
-    steps = min(config.check_every, left)
-    spent = 0
-    if state.error < math.inf and problem.cost_BNM.shape[-1] <= NEWTON_SIZE:
-        tried = _block(problem, *_newton(problem, state, config.epsilon), config.epsilon, steps)
-        if tried.error < state.error:
-            return tried, steps
-        spent, steps = steps, min(steps, left - steps)
-    return (_block(problem, state.f_BN, state.g_BM, config.epsilon, steps) if steps else state), spent + steps
+class _Inputs(NamedTuple):
+    """What the problem was read from, in the problem's shapes, with the gradients that it asks for."""
+
+    cost_BNM: Tensor
+    a_BN: Tensor
+    b_BM: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None) -> _Inputs:
+        weights = []
+        for given, read_BN in ((a_BN, problem.a_BN), (b_BM, problem.b_BM)):
+            if given is None:
+                weights.append(read_BN)
+            else:
+                flat_BN = given.to(read_BN).expand(*cost_BNM.shape[:-2], -1).reshape(read_BN.shape)
+                weights.append(flat_BN / flat_BN.sum(-1, keepdim=True))
+        return cls(widen(cost_BNM).reshape(problem.cost_BNM.shape), *weights)
 
 
-def _annealing(spread: float, config: Config) -> list[float]:
-    """Larger values of ε on the way to a small one; none where half of `max_iters` would not do for them."""
-    if not (math.isfinite(spread) and spread > STEEP * config.epsilon):
-        return []
-    count = math.ceil(math.log(spread / config.epsilon, ANNEALING)) - 1
-    if 2 * count * config.check_every > config.max_iters:
-        return []
-    return [config.epsilon * ANNEALING**power for power in range(count, 0, -1)]
+class _Implicit(torch.autograd.Function):
+    """The derivative of either value at convergence, in the cost and the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, cost_BNM: Tensor, a_BN: Tensor, b_BM: Tensor, value_B: Tensor, solution: Any, config: Config
+    ) -> Tensor:
+        ctx.save_for_backward(cost_BNM, solution.plan_BNM, solution.f_BN, solution.g_BM)
+        ctx.config = config
+        return value_B.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        cost_BNM, plan_BNM, f_BN, g_BM = ctx.saved_tensors
+        slope_BNM = plan_BNM
+        if ctx.config.value == "primal":
+            f_BN, g_BM = _adjoint(cost_BNM.double(), plan_BNM.double())
+            bent_BNM = (f_BN[:, :, None] + g_BM[:, None, :] - cost_BNM) * (plan_BNM / ctx.config.epsilon)
+            slope_BNM = (plan_BNM + bent_BNM).to(plan_BNM)
+        by_weight = (grad_B[:, None] * part.to(plan_BNM) for part in (f_BN, g_BM))
+        return grad_B[:, None, None] * slope_BNM, *by_weight, None, None, None
 
 
-def _block(problem: Problem, f_BN: Tensor, g_BM: Tensor, epsilon: float, steps: int) -> _State:
-    """`steps` iterations, by scaling where that stays in range."""
-    for iterate in (_scaling, _log_sum_exp):
-        f_new_BN, g_new_BM = iterate(problem, f_BN, g_BM, epsilon, steps)
-        plan_BNM = _plan(problem, f_new_BN, g_new_BM, epsilon)
-        error = problem.plan_error(plan_BNM).max().item()  # the one wait for the device per block
-        if math.isfinite(error):
-            break
-    return _State(f_new_BN, g_new_BM, plan_BNM, error)
+def _adjoint(cost_BNM: Tensor, plan_BNM: Tensor) -> tuple[Tensor, Tensor]:
+    """λ, μ of r λ + P μ = (P∘C) 1 and Pᵀ λ + c μ = (P∘C)ᵀ 1, with r, c the plan's marginals: how ⟨P, C⟩ follows a, b.
 
-
-def _scaling(problem: Problem, f_BN: Tensor, g_BM: Tensor, epsilon: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Iterate u ← a / (K v), v ← b / (Kᵀ u) with the kernel K = a b exp((f + g − C)/ε), then absorb u and v.
-
-    A point of no weight has an empty row in K; 1 is put in the place of its 0 / 0.
+    λ is found first, from (I − Q Qᵀ) √r λ = …, Q = P / √(r cᵀ). The constant that the equations leave open in (λ, −μ)
+    does not show in any derivative; √r √rᵀ closes it, and a trace of the identity what a plan in pieces leaves open.
     """
-    void_a_BN1, void_b_BM1 = ((weight == 0).to(weight.dtype)[..., None] for weight in (problem.a_BN, problem.b_BM))
-    a_BN1, b_BM1 = problem.a_BN[..., None] + void_a_BN1, problem.b_BM[..., None] + void_b_BM1
-    kernel_BNM = _plan(problem, f_BN, g_BM, epsilon)
-    v_BM1 = torch.ones_like(b_BM1)
-    for _ in range(steps):
-        u_BN1 = a_BN1 / _matvec(kernel_BNM, v_BM1, void_a_BN1)
-        v_BM1 = b_BM1 / _matvec(kernel_BNM.mT, u_BN1, void_b_BM1)
-    return f_BN + epsilon * u_BN1[..., 0].log(), g_BM + epsilon * v_BM1[..., 0].log()
+    moved_BNM = plan_BNM * cost_BNM
+    root_BN, root_BM = (plan_BNM.sum(side).sqrt() for side in (-1, -2))
+    safe_BN, safe_BM = (torch.where(root > 0, root, 1) for root in (root_BN, root_BM))
+    q_BNM = plan_BNM / safe_BN[:, :, None] / safe_BM[:, None, :]
+    y_BN1, y_BM1 = (moved_BNM.sum(-1) / safe_BN)[..., None], (moved_BNM.sum(-2) / safe_BM)[..., None]
+    matrix_BNN = root_BN[:, :, None] * root_BN[:, None, :] - q_BNM @ q_BNM.mT
+    matrix_BNN.diagonal(dim1=-2, dim2=-1).add_(1 + 1e-11)
+    factor_BNN, _ = torch.linalg.cholesky_ex(matrix_BNN)
+    x_BN1 = torch.cholesky_solve(y_BN1 - q_BNM @ y_BM1, factor_BNN)
+    return x_BN1[..., 0] / safe_BN, (y_BM1 - q_BNM.mT @ x_BN1)[..., 0] / safe_BM
 
 
-def _newton(problem: Problem, state: _State, epsilon: float) -> tuple[Tensor, Tensor]:
-    """A Newton step on both marginal equations, no potential moving by more than `NEWTON_STEP` ε.
-
-    With r, c the plan's marginals it solves diag(r) df + P dg = ε (a − r), Pᵀ df + diag(c) dg = ε (b − c) by
-    eliminating df.
-    The system leaves a constant in (f, −g) open; b bᵀ closes it.
-    """
-    plan_BNM, b_BM = state.plan_BNM, problem.b_BM
-    row_BN, column_BM = plan_BNM.sum(-1), plan_BNM.sum(-2)
-    per_row_BN = 1 / torch.where(problem.a_BN > 0, row_BN, 1)
-    miss_a_BN, miss_b_BM = problem.a_BN - row_BN, b_BM - column_BM
-    diagonal_BM = torch.where(b_BM > 0, column_BM + 10 * torch.finfo(b_BM.dtype).eps * b_BM, 1)
-    schur_BMM = torch.diag_embed(diagonal_BM) - plan_BNM.mT @ (plan_BNM * per_row_BN[..., None])
-    right_BM = miss_b_BM - _apply(plan_BNM.mT, miss_a_BN * per_row_BN)
-    dg_BM = torch.linalg.solve_ex(schur_BMM + b_BM[:, :, None] * b_BM[:, None, :], right_BM[..., None])[0][..., 0]
-    df_BN = (miss_a_BN - _apply(plan_BNM, dg_BM)) * per_row_BN
-    longest_B = torch.maximum(df_BN.abs().amax(-1), dg_BM.abs().amax(-1))
-    stride_B1 = epsilon * (NEWTON_STEP / longest_B).clamp(max=1)[:, None]
-    return state.f_BN + stride_B1 * df_BN, state.g_BM + stride_B1 * dg_BM
-
-
-def _apply(matrix_BNM: Tensor, vector_BM: Tensor) -> Tensor:
-    return (matrix_BNM @ vector_BM[..., None])[..., 0]
-
-
-def _matvec(matrix_BNM: Tensor, vector_BM1: Tensor, plus_BN1: Tensor) -> Tensor:
-    if matrix_BNM.is_cuda:  # a matrix product may be set to TF32 there, too coarse for the marginals
-        return (matrix_BNM * vector_BM1.mT).sum(-1, keepdim=True) + plus_BN1
-    return torch.baddbmm(plus_BN1, matrix_BNM, vector_BM1)
-
-
-def _log_sum_exp(problem: Problem, f_BN: Tensor, g_BM: Tensor, epsilon: float, steps: int) -> tuple[Tensor, Tensor]:
-    """The same iterations on the potentials: slower, and safe for any ε."""
-    log_a_BN, log_b_BM = problem.a_BN.log(), problem.b_BM.log()
-    scaled_BNM = problem.cost_BNM / epsilon
-    for _ in range(steps):
-        f_BN = -epsilon * torch.logsumexp((g_BM / epsilon + log_b_BM)[:, None, :] - scaled_BNM, -1)
-        g_BM = -epsilon * torch.logsumexp((f_BN / epsilon + log_a_BN)[:, :, None] - scaled_BNM, -2)
-    return f_BN, g_BM
-
-
-def _plan(problem: Problem, f_BN: Tensor, g_BM: Tensor, epsilon: float) -> Tensor:
-    """P = a b exp((f + g − C)/ε)."""
-    rows_BN1 = (f_BN / epsilon + problem.a_BN.log())[:, :, None]
-    columns_B1M = (g_BM / epsilon + problem.b_BM.log())[:, None, :]
-    return torch.exp(rows_BN1 + columns_B1M - problem.cost_BNM / epsilon)
+def _unrolled(
+    problem: Problem, inputs: _Inputs, config: Config, start: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Solution]:
+    """The value after plain iterations on the potentials, with their graph, and where they ended."""
+    (cost_BNM, a_BN, b_BM), epsilon = inputs, config.epsilon
+    log_a_BN, log_b_BM = entropic.log_weights(a_BN), entropic.log_weights(b_BM)
+    g_BM = entropic.first_potential(problem, epsilon, start)
+    budget, blind = rules.budget(cost_BNM.device, config)
+    for count in range(1, budget + 1):
+        f_BN = entropic.soft_min(g_BM, log_b_BM, cost_BNM, epsilon)
+        g_BM = entropic.soft_min(f_BN, log_a_BN, cost_BNM.mT, epsilon)
+        if count == budget or (not blind and count % config.check_every == 0):
+            exponent_BNM = f_BN[:, :, None] + g_BM[:, None, :] - cost_BNM
+            plan_BNM = torch.exp(exponent_BNM / epsilon + log_a_BN[:, :, None] + log_b_BM[:, None, :])
+            error_B = (plan_BNM.detach().sum(-1) - problem.a_BN).abs().sum(-1)
+            if not blind and not error_B.max().item() > config.tolerance:
+                break
+    dual_B = (a_BN * f_BN).sum(-1) + (b_BM * g_BM).sum(-1)
+    value_B = dual_B if config.value == "dual" else (plan_BNM * cost_BNM).sum((-2, -1))
+    poison_B = 0 * (problem.cost_BNM.amax((-2, -1)) - problem.cost_BNM.amin((-2, -1)))  # NaN where a cost is not finite
+    f_BN, g_BM, plan_BNM, dual_B = (part.detach() for part in (f_BN, g_BM, plan_BNM, dual_B))
+    return value_B + poison_B, Solution(f_BN, g_BM, plan_BNM, error_B + poison_B, dual_B, count)

@@ -60,10 +60,18 @@ def _nested(properties: dict[str, Any], definitions: dict[str, Any]) -> Iterator
     for key, field in properties.items():
         group = field.get(plugins.SCHEMA_MARK)
         if group:
-            options = [_settings(group, name, definitions) for name in plugins.names(group)]
+            options = [{"$ref": f"#/$defs/{_defined(group, name, definitions)}"} for name in plugins.names(group)]
             yield key, {"anyOf": [{"enum": plugins.names(group)}, *options]}
         else:
             yield key, field
+
+
+def _defined(group: str, name: str, definitions: dict[str, Any]) -> str:
+    """The name under which a plug-in's settings stand among the definitions, once for all fields that choose it."""
+    key = f"{group}.{name}"
+    if key not in definitions:
+        definitions[key] = _settings(group, name, definitions)
+    return key
 
 
 def _axis(field: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 
 from otkd.core import names
 from otkd.core.layout import Layout
-from otkd.core.records import EpochRecord, Label, SweepInfo, TrialResult
+from otkd.core.records import EpochRecord, Label, Pictures, SweepInfo, TrialResult
 from otkd.core.trial import Trial, digest
+from otkd.track.picture import heat_map
 from otkd.track.store import Store, search, tagged
 from otkd.track.weights import log_student
 from otkd.track.writer import Event, Interrupted, Started
@@ -104,6 +105,7 @@ class TrialRuns:
         self._results(run, result)
         if trial is not None and trial.teacher is not None and result.status == "finished":
             self._model(run, trial)
+            self._pictures(run, result.key)
         status = "FINISHED" if result.status == "finished" else "FAILED"
         self.store.client.set_terminated(run.id, status, end_time=millis(result.ended))
         run.ended = result.status in ENDED
@@ -194,6 +196,15 @@ class TrialRuns:
         weights = self.layout.trial(trial.key).last
         if weights.exists():
             log_student(self.store, run.id, trial, weights)
+
+    def _pictures(self, run: TrialRun, key: str) -> None:
+        file = self.layout.trial(key).snapshots
+        if not file.exists():
+            return
+        text = file.read_text(encoding="utf-8")
+        self.store.client.log_text(run.id, text, file.name)
+        for name, picture in Pictures.model_validate_json(text).pictures.items():
+            self.store.client.log_figure(run.id, heat_map(picture), f"{safe(name).replace('/', '-')}.png")
 
     def _trial(self, key: str) -> Trial | None:
         """The trial as it was started, or as its folder tells."""

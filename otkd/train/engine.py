@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,10 @@ from otkd.core import names
 from otkd.core.errors import StorageError, TrialError
 from otkd.core.layout import Layout, write_text
 from otkd.core.output import Batch
-from otkd.core.records import EpochRecord, MetricSink, TrialResult
+from otkd.core.records import EpochRecord, MetricSink, Picture, Pictures, TrialResult
 from otkd.core.trial import Data, Trial
 from otkd.data.pipeline import Batches, prepare
+from otkd.losses.base import Snapshot
 from otkd.train import checkpoint
 from otkd.train.device import Stopwatch, autocast_dtype, peak_mib, pick
 from otkd.train.evaluate import evaluate
@@ -30,6 +32,9 @@ from otkd.train.measure import compression
 from otkd.train.provenance import provenance
 from otkd.train.student import Student
 from otkd.train.teacher import Teacher
+
+SNAPSHOT_CLASSES = 8
+"""How many classes the images for snapshots are of, so that several are of one class."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +163,12 @@ class CohortTrainer:
                     self.layout,
                     image_2CHW=image_2CHW,
                     probe_t=probe_t,
+                    classifier_t=self.teacher.classifier if self.teacher else None,
                     classes=self.splits.card.classes,
                     dtype=self.dtype,
                 )
+                if self.teacher and not student.resumed:
+                    student.objective.prepare(partial(self.teacher.outputs, self.train))
             except Exception as error:
                 self._fail(trial, error, (), time.time())
             else:
@@ -233,6 +241,7 @@ class CohortTrainer:
         last = self._evaluate(student, self.test)
         figures = {names.test("last", name): value for name, value in last.items()}
         checkpoint.save_weights(student.folder.last, student.weights())
+        self._keep_snapshots(student)
         if student.best is not None:
             checkpoint.save_weights(student.folder.best, student.best.weights)
             figures |= {names.BEST_EPOCH: float(student.best.epoch), names.BEST_VAL_TOP1: student.best.top1}
@@ -240,6 +249,16 @@ class CohortTrainer:
         figures |= compression(student.model, self.splits.card)
         figures[names.WALL_S] = sum(record.metrics[names.EPOCH_S] for record in student.history)
         return figures | (self.teacher.metrics if self.teacher else {})
+
+    def _keep_snapshots(self, student: Student) -> None:
+        """What the terms keep of the same few training images, with the last weights."""
+        if self.teacher is None:
+            return
+        batch = self.train.of_classes(SNAPSHOT_CLASSES, max(1, student.trial.train.batch_size // SNAPSHOT_CLASSES))
+        snapshots = student.snapshots(batch, self.teacher(batch.image))
+        if snapshots:
+            pictures = {name: _picture(snapshot) for name, snapshot in snapshots.items()}
+            write_text(student.folder.snapshots, Pictures(pictures=pictures).model_dump_json())
 
     def _best_figures(self, student: Student, last: dict[str, float]) -> dict[str, float]:
         assert student.best is not None
@@ -297,3 +316,10 @@ class CohortTrainer:
                 "reason": reason,
             }
         )
+
+
+def _picture(snapshot: Snapshot) -> Picture:
+    """Six digits of each number are enough to look at."""
+    matrix = tuple(tuple(float(f"{entry:.6g}") for entry in row) for row in snapshot.matrix_NM.tolist())
+    classes = None if snapshot.classes_N is None else tuple(snapshot.classes_N.tolist())
+    return Picture(about=snapshot.about, matrix=matrix, classes=classes)

@@ -16,7 +16,7 @@ from otkd.core.output import Batch, ModelOutput
 from otkd.core.records import EpochRecord
 from otkd.core.seeds import derive
 from otkd.core.trial import Trial
-from otkd.losses.base import Probe
+from otkd.losses.base import Probe, Snapshot
 from otkd.losses.objective import MAIN, Objective, ObjectiveOutput
 from otkd.models.factory import create
 from otkd.train import checkpoint
@@ -55,6 +55,7 @@ class Student:
     Args:
         trial: what to train.
         probe_t: the teacher's output for two images, or None.
+        classifier_t: weights of its last linear layer, or None.
         image_2CHW: the two images.
         classes: size of the classifier.
     """
@@ -66,6 +67,7 @@ class Student:
         *,
         image_2CHW: Tensor,
         probe_t: ModelOutput | None,
+        classifier_t: Tensor | None,
         classes: int,
         dtype: torch.dtype | None,
     ) -> None:
@@ -74,7 +76,7 @@ class Student:
         self.device, self.dtype = image_2CHW.device, dtype
         network = create(trial.student.name, classes=classes, channels=image_2CHW.shape[1], seed=trial.seed)
         self.model: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)
-        probe = Probe(_probe(self.model, image_2CHW), probe_t, classes)
+        probe = Probe(_probe(self.model, image_2CHW), probe_t, classes, classifier_t)
         self.objective = Objective(trial.objective, probe, trial.seed).to(self.device)
         self.stages = self.objective.stages
         self.random = RandomStream(derive(trial.seed, "dropout"), self.device)
@@ -86,7 +88,8 @@ class Student:
         self.clock = Stopwatch(self.device)
         self.problem = ""
         """Why the trial diverged; empty while all is well."""
-        self._resume()
+        self.resumed = self._resume()
+        """Whether it goes on from a checkpoint."""
 
     @property
     def done(self) -> bool:
@@ -139,7 +142,7 @@ class Student:
             self._count(output, out_s.logits.detach(), out_t, batch.target)
         self._step += 1
         if self.device.type == "cpu" or self._step % CHECK_EVERY == 0 or self._step == steps:
-            self._look_for_divergence()
+            self._look_for_divergence(out_s, out_t)
 
     def end_epoch(self, metrics: dict[str, float], val: dict[str, float]) -> EpochRecord:
         """Close the current tick and move on to the next.
@@ -165,6 +168,14 @@ class Student:
         self.tick += 1
         return record
 
+    @torch.no_grad()
+    def snapshots(self, batch: Batch, out_t: ModelOutput) -> dict[str, Snapshot]:
+        """What the terms keep of one batch; see `Objective.snapshots`. Leaves the networks in eval mode."""
+        self.model.eval()
+        self.objective.eval()
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.objective.snapshots(self.model(batch.image), out_t, batch)
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's state dict on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
@@ -183,10 +194,10 @@ class Student:
         }
         checkpoint.save(self.folder, state)
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
         state = checkpoint.load(self.folder)
         if state is None:
-            return
+            return False
         self.tick = state["tick"]
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
@@ -195,6 +206,7 @@ class Student:
         self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
         self.best = Best(*state["best"]) if state["best"] else None
         self.started = state["started"]
+        return True
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return optimizer(self.trial.train.optimizer, self._parameters())
@@ -223,12 +235,13 @@ class Student:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._seen += size
 
-    def _look_for_divergence(self) -> None:
+    def _look_for_divergence(self, out_s: ModelOutput, out_t: ModelOutput | None) -> None:
         if bool(self._unsound):
             position = self.position
             loss = self._sums[names.TRAIN_LOSS].item()
             what = "not a number" if math.isnan(loss) else "infinite"
             self.problem = f"the loss became {what} in {position.stage} epoch {position.epoch}, by step {self._step}"
+            self.problem += _unsound_layers(out_s, out_t)
 
 
 @torch.no_grad()
@@ -237,3 +250,14 @@ def _probe(model: nn.Module, image_2CHW: Tensor) -> ModelOutput:
     model.eval()
     output: ModelOutput = model(image_2CHW)
     return output
+
+
+def _unsound_layers(out_s: ModelOutput, out_t: ModelOutput | None) -> str:
+    """Which outputs of either network are not finite, for the reason of a divergence."""
+    lines = []
+    for who, out in (("student", out_s), ("teacher", out_t)):
+        layers = [] if out is None else [(name, out.layer(name)) for name in (*out.taps, "embedding", "logits")]
+        unsound = [name for name, tensor in layers if not bool(tensor.isfinite().all())]
+        if unsound:
+            lines.append(f"the {who}'s {', '.join(unsound)} are not finite")
+    return f"; {'; '.join(lines)}" if lines else "; all outputs of both networks are finite"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from otkd.core import names
 from otkd.core.errors import CheckpointError
 from otkd.core.layout import Layout
-from otkd.core.output import ModelOutput
+from otkd.core.output import Batch, ModelOutput
 from otkd.core.records import TrialResult
 from otkd.core.trial import Trial
 from otkd.data.pipeline import Batches, Splits
 from otkd.models.factory import create
 from otkd.train.checkpoint import load_weights
-from otkd.train.evaluate import predictions
+from otkd.train.evaluate import EVAL_BATCH, predictions
 
 
 class Teacher:
@@ -52,6 +54,17 @@ class Teacher:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
             output: ModelOutput = self.model(image_BCHW)
         return output
+
+    def outputs(self, batches: Batches) -> Iterator[tuple[Batch, ModelOutput]]:
+        """Every image once, in order, not augmented, with the teacher's output."""
+        for batch in batches.ordered(EVAL_BATCH):
+            yield batch, self(batch.image)
+
+    @property
+    def classifier(self) -> Tensor | None:
+        """Weights (K, D) of the last linear layer; None for a network that ends otherwise."""
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        return layers[-1].weight.detach() if layers else None
 
     def answers(self, batches: Batches) -> Tensor:
         """The classes (N,) that the teacher predicts for images in order; computed once for each set."""

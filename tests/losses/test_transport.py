@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,14 @@ def test_every_layer_can_be_taken(scene: Any, layer: int | str) -> None:
     loss = scene.loss("transport", {"layer": layer})
     assert loss(scene.out_s, scene.out_t, scene.batch).value.isfinite()
     kinds = {"embedding": nn.Sequential, "logits": nn.Identity}
-    assert isinstance(loss.projection, kinds.get(str(layer), nn.Conv2d))
+    assert isinstance(loss.projections[0], kinds.get(str(layer), nn.Conv2d))
 
 
 def test_maps_are_pooled_projected_and_flattened(scene: Any) -> None:
     loss = scene.loss("transport", {"layer": 3, "solver": "exact", "normalize": "none"})
     pooled = nn.functional.adaptive_avg_pool2d(scene.out_s.features[3], (3, 2))
-    mapped = torch.einsum("bchw,oc->bohw", pooled, loss.projection.weight[:, :, 0, 0])
-    mapped = mapped + loss.projection.bias[:, None, None]
+    mapped = torch.einsum("bchw,oc->bohw", pooled, loss.projections[0].weight[:, :, 0, 0])
+    mapped = mapped + loss.projections[0].bias[:, None, None]
     table = cdist(mapped.flatten(1).detach().numpy(), scene.out_t.features[3].flatten(1).numpy(), "sqeuclidean")
     rows, columns = linear_sum_assignment(table)
     value = loss(scene.out_s, scene.out_t, scene.batch).value.item()
@@ -126,3 +127,148 @@ def test_solvers_are_chosen_by_name_with_their_options() -> None:
         configure("losses", "transport", {"solver": {"name": "sinkhorn", "epsilom": 1}})
     with pytest.raises(ConfigError, match=r"no solver 'sinkhron'.*Did you mean 'sinkhorn'"):
         configure("losses", "transport", {"solver": "sinkhron"})
+
+
+def pooled(feature: torch.Tensor, side: int) -> np.ndarray:
+    """Maps of at most `side` × `side` cells as (B, C, cells)."""
+    height, width = (min(size, side) for size in feature.shape[-2:])
+    return nn.functional.adaptive_avg_pool2d(feature, (height, width)).flatten(2).double().numpy()
+
+
+def cheapest(table: np.ndarray) -> float:
+    """The optimal transport cost with equal weights, after division by the mean cost. Truth: POT's linear program."""
+    table = table / table.mean()
+    rows, columns = (np.full(count, 1 / count) for count in table.shape)
+    return float(pot.emd2(rows, columns, table))
+
+
+def test_channels_of_each_image_are_points_whatever_their_number(scene: Any) -> None:
+    """Stage 2: 5 channels of 7 × 6 against 9 of 5 × 6."""
+    loss = scene.loss("transport", {"points": "channel", "layer": 2, "solver": "exact"})
+    assert not list(loss.parameters())
+    maps_s = nn.functional.adaptive_avg_pool2d(scene.out_s.features[2], (5, 6)).flatten(2).numpy()
+    maps_t = scene.out_t.features[2].flatten(2).numpy()
+    truth = np.mean([cheapest(cdist(s, t, "sqeuclidean")) for s, t in zip(maps_s, maps_t, strict=True)])
+    result = loss(scene.out_s, scene.out_t, scene.batch)
+    assert result.value.item() == pytest.approx(truth, rel=1e-5)
+    assert "alignment" not in result.parts
+
+
+def test_cells_of_each_image_are_points(scene: Any) -> None:
+    """Stage 1 with 4 and 6 channels; 3 cells a side at most."""
+    loss = scene.loss("transport", {"points": "spatial", "layer": 1, "solver": "exact", "side": 3})
+    (weight, bias) = (parameter.detach().double().numpy() for parameter in loss.parameters())
+    cells_s = np.einsum("bcp,dc->bpd", pooled(scene.out_s.features[1], 3), weight[:, :, 0, 0]) + bias
+    cells_t = pooled(scene.out_t.features[1], 3).transpose(0, 2, 1)
+    assert cells_s.shape == cells_t.shape == (5, 9, 6)
+    truth = np.mean([cheapest(cdist(s, t, "sqeuclidean")) for s, t in zip(cells_s, cells_t, strict=True)])
+    assert loss(scene.out_s, scene.out_t, scene.batch).value.item() == pytest.approx(truth, rel=1e-5)
+
+
+def test_cells_of_all_images_are_points_and_alignment_counts_images(scene: Any) -> None:
+    """Stage 3: 3 × 4 cells in the student, 3 × 2 in the teacher, which keep their numbers."""
+    loss = scene.loss("transport", {"points": "batch-spatial", "layer": 3, "solver": "exact"})
+    (weight, bias) = (parameter.detach().double().numpy() for parameter in loss.parameters())
+    cells_s = np.einsum("bcp,dc->bpd", pooled(scene.out_s.features[3], 4), weight[:, :, 0, 0]) + bias
+    cells_t = pooled(scene.out_t.features[3], 4).transpose(0, 2, 1)
+    table = cdist(cells_s.reshape(60, -1), cells_t.reshape(30, -1), "sqeuclidean")
+    plan = pot.emd(np.full(60, 1 / 60), np.full(30, 1 / 30), table / table.mean())
+    result = loss(scene.out_s, scene.out_t, scene.batch)
+    assert result.value.item() == pytest.approx((plan * table / table.mean()).sum(), rel=1e-5)
+    same_image = sum(plan[12 * i : 12 * i + 12, 6 * i : 6 * i + 6].sum() for i in range(5))
+    assert result.parts["alignment"].item() == pytest.approx(same_image, abs=1e-6)
+    assert result.parts["plan_entropy"].item() == pytest.approx(
+        -(plan[plan > 0] * np.log(plan[plan > 0])).sum(), rel=1e-5
+    )
+
+
+def test_several_layers_are_added_up_with_their_weights(scene: Any) -> None:
+    layers = ["logits", {"layer": "stage2", "weight": 0.25}]
+    loss = scene.loss("transport", {"points": "batch", "layer": layers})
+    result = loss(scene.out_s, scene.out_t, scene.batch)
+    logits = scene.value("transport", {"layer": "logits"})
+    alone = scene.loss("transport", {"layer": "stage2"})
+    alone.projections.load_state_dict(
+        {key.replace("1.", "0.", 1): value for key, value in loss.projections.state_dict().items()}
+    )
+    stage = alone(scene.out_s, scene.out_t, scene.batch)
+    torch.testing.assert_close(result.value, logits.value + 0.25 * stage.value)
+    torch.testing.assert_close(result.parts["stage2/alignment"], stage.parts["alignment"])
+    assert result.parts.keys() == {f"{layer}/{part}" for layer in ("logits", "stage2") for part in stage.parts}
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "message"),
+    [
+        ({"points": "spatial"}, "points", "embedding is a vector; allowed there: batch"),
+        ({"points": "channel", "layer": "logits"}, "points", "logits is a vector"),
+        ({"points": "spatial", "layer": 1, "projection": "linear"}, "projection", "use conv"),
+        ({"points": "spatial", "layer": 1, "projection": "none"}, "projection", "4 wide.*6; use auto"),
+        ({"warm_start": True}, "warm_start", "points: channel"),
+        ({"points": "channel", "layer": 1, "solver": "exact", "warm_start": True}, "warm_start", "sinkhorn"),
+        ({"layer": [1, "stage9"]}, "layer", "no layer 'stage9'"),
+    ],
+)
+def test_what_does_not_go_together_is_a_problem(cards: Any, options: dict[str, Any], path: str, message: str) -> None:
+    problems = list(configure("losses", "transport", options).check(*cards))
+    assert problems
+    for problem in problems:
+        assert problem.path == path
+        assert re.search(message, problem.message)
+
+
+def test_an_empty_list_of_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="layer"):
+        configure("losses", "transport", {"layer": []})
+
+
+def test_the_kept_plan_is_ordered_by_class(scene: Any) -> None:
+    level(scene)
+    loss = scene.loss("transport", {"solver": "exact"})
+    (snapshot,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
+    order = scene.batch.target.argsort(stable=True)
+    assert snapshot.classes_N.tolist() == sorted(scene.batch.target.tolist())
+    table = cdist(scene.out_s.embedding.numpy(), scene.out_t.embedding.numpy(), "sqeuclidean")
+    rows, columns = linear_sum_assignment(table[order][:, order])
+    np.testing.assert_allclose(snapshot.matrix_NM[rows, columns], 0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("points", "shape"), [("spatial", (12, 6)), ("channel", (6, 11)), ("batch-spatial", (5, 5))])
+def test_plans_of_many_problems_are_kept_as_one_matrix(scene: Any, points: str, shape: tuple[int, int]) -> None:
+    loss = scene.loss("transport", {"points": points, "layer": 3})
+    (snapshot,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
+    assert snapshot.matrix_NM.shape == shape
+    assert snapshot.matrix_NM.sum().item() == pytest.approx(1, abs=1e-3)
+    assert (snapshot.classes_N is None) == (points != "batch-spatial")
+
+
+def test_solvers_across_widths_need_no_projection(scene: Any) -> None:
+    loss = scene.loss("transport", {"solver": "gromov"})
+    assert not list(loss.parameters())
+    assert loss(scene.out_s, scene.out_t, scene.batch).value.isfinite()
+
+
+def test_a_warm_start_gives_the_same_plan_and_survives_a_checkpoint(scene: Any) -> None:
+    scene.out_s, scene.out_t = (
+        scene.convert(out, lambda t: t[:1].expand(5, *t.shape[1:])) for out in (scene.out_s, scene.out_t)
+    )
+    options = {"points": "channel", "layer": 3, "solver": {"name": "sinkhorn", "tolerance": 1e-6}}
+    cold = scene.value("transport", options)
+    loss = scene.loss("transport", options | {"warm_start": True})
+    loss(scene.out_s, scene.out_t, scene.batch)
+    again = scene.loss("transport", options | {"warm_start": True})
+    again.load_state_dict(loss.state_dict())
+    warm = again(scene.out_s, scene.out_t, scene.batch)
+    torch.testing.assert_close(warm.value, cold.value, rtol=1e-4, atol=1e-5)
+    assert warm.parts["n_iters"] < cold.parts["n_iters"]
+    torch.testing.assert_close(warm.value, loss(scene.out_s, scene.out_t, scene.batch).value, rtol=0, atol=0)
+
+
+def test_what_is_drawn_at_random_follows_the_step(scene: Any) -> None:
+    """Every training step draws anew; the same step of a resumed trial draws the same."""
+    loss = scene.loss("transport", {"solver": {"name": "sliced", "projections": 3}})
+    state = loss.state_dict()
+    values = [loss(scene.out_s, scene.out_t, scene.batch).value.item() for _ in range(2)]
+    loss.load_state_dict(state)
+    assert values[0] != values[1]
+    assert [loss(scene.out_s, scene.out_t, scene.batch).value.item() for _ in range(2)] == values

@@ -69,7 +69,8 @@ def test_the_evidence_is_true(name: str) -> None:
     assert result.converged_B.dtype == torch.bool
     assert result.converged_B.all()
     if result.potentials is not None:
-        assert case.a is not None and case.b is not None
+        assert case.a is not None
+        assert case.b is not None
         assert [part.shape for part in result.potentials] == [case.a.shape, case.b.shape]
     if result.plan_BNM is not None:
         assert result.plan_BNM.shape == (2, 3, 13, 17)
@@ -92,7 +93,8 @@ def test_a_balanced_plan_is_not_below_the_optimum(name: str) -> None:
 
 def test_batched_equals_one_by_one(name: str) -> None:
     case = problem(2, 3)
-    assert case.a is not None and case.b is not None
+    assert case.a is not None
+    assert case.b is not None
     batched = solve(name, case)
     single = solve(name, Case(case.x[1, 2], case.y[1, 2], case.a[1, 2], case.b[1, 2]))
     torch.testing.assert_close(batched.value_B[1, 2], single.value_B, rtol=1e-3, atol=1e-4)
@@ -100,7 +102,8 @@ def test_batched_equals_one_by_one(name: str) -> None:
 
 def test_permuting_points_permutes_the_plan(name: str) -> None:
     case = problem()
-    assert case.a is not None and case.b is not None
+    assert case.a is not None
+    assert case.b is not None
     generator = torch.Generator().manual_seed(5)
     rows, columns = torch.randperm(13, generator=generator), torch.randperm(17, generator=generator)
     result = solve(name, case)
@@ -144,7 +147,8 @@ def test_the_gradient_reaches_both_clouds_and_leads_downhill(name: str) -> None:
 
 def test_single_precision_is_close_to_double(name: str) -> None:
     case = problem()
-    assert case.a is not None and case.b is not None
+    assert case.a is not None
+    assert case.b is not None
     single = solve(name, Case(case.x.float(), case.y.float(), case.a.float(), case.b.float()))
     assert single.value_B.dtype == torch.float32
     torch.testing.assert_close(single.value_B.double(), solve(name, case).value_B, rtol=1e-3, atol=1e-4)
@@ -169,7 +173,8 @@ def test_no_marginals_mean_equal_weights(name: str) -> None:
 def test_points_without_weight_take_no_part(name: str) -> None:
     case = problem()
     a, b = case.a, case.b
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     a[3], b[:2] = 0, 0
     a, b = a / a.sum(), b / b.sum()
     kept = [index for index in range(13) if index != 3]

@@ -87,3 +87,29 @@ def test_shapes_that_do_not_fit_are_refused(x: tuple[int, ...], y: tuple[int, ..
     for cost in (sqeuclidean, euclidean, cosine):
         with pytest.raises(OtkdError, match="cannot be compared"):
             cost(torch.zeros(x), torch.zeros(y))
+
+
+def test_a_zero_vector_has_no_gradient_under_cosine() -> None:
+    x = torch.zeros(3, 4)
+    x[1] = 2.0
+    x.requires_grad_()
+    cost = cosine(x, torch.ones(5, 4))
+    torch.testing.assert_close(cost, torch.tensor([[1.0], [0.0], [1.0]]).expand(3, 5), atol=1e-6, rtol=0)
+    (cost * torch.rand(3, 5)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad[0].abs().sum() == x.grad[2].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", sorted(COSTS))
+def test_costs_that_no_memory_holds_are_refused_before_they_are_made(name: str) -> None:
+    many = torch.zeros(1, 1).expand(10**7, 3)
+    with pytest.raises(OtkdError, match=r"100,000,000,000,000 entries.*GiB.*smaller batch.*sliced"):
+        COSTS[name](many, many)
+
+
+@pytest.mark.parametrize("name", sorted(COSTS))
+def test_points_that_are_not_numbers_have_costs_that_are_not(name: str) -> None:
+    x = points(3, 4)
+    x[1, 2] = torch.nan
+    assert COSTS[name](x, points(5, 4, seed=1))[1].isnan().all()

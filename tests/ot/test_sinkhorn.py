@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import ot as pot
 import pytest
@@ -9,8 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from otkd.ot import exact
+from otkd.ot import entropic_batch, exact
+from otkd.ot import entropic_rules as rules
 from otkd.ot.cost import normalized, sqeuclidean
 from otkd.ot.result import TransportResult
 from otkd.ot.sinkhorn import Config, solve
@@ -74,11 +79,50 @@ def test_the_result_certifies_itself(epsilon: float, shape: tuple[int, int]) -> 
     torch.testing.assert_close(result.value_B, entropic_value(result, cost, a, b, epsilon))
 
 
+EXACT = [
+    ("dual", {"gradient": "envelope"}),
+    *((value, {"gradient": "implicit"}) for value in ("dual", "primal")),
+    *((value, {"gradient": "unrolled", **extra}) for value in ("dual", "primal") for extra in ({}, {"iterations": 4})),
+]
+
+
 @pytest.mark.parametrize("epsilon", [0.05, 0.3])
-def test_the_gradient_of_dual_equals_finite_differences(epsilon: float) -> None:
+@pytest.mark.parametrize(("value", "options"), EXACT)
+def test_gradients_equal_finite_differences(value: str, options: dict[str, object], epsilon: float) -> None:
+    """In the cost and, where the mode has it, in the weights; 4 iterations are far from convergence."""
     cost, a, b = problem(5, 7)
-    config = tight(epsilon, tolerance=1e-13)
-    assert torch.autograd.gradcheck(lambda c: solve(c, a, b, config).value_B, cost.requires_grad_(), atol=1e-6)
+    config = tight(epsilon, value=value, tolerance=1e-13, **options)
+    inputs = [cost.requires_grad_()]
+    if config.gradient != "envelope":
+        inputs += [a.log().requires_grad_(), b.log().requires_grad_()]
+
+    def of(cost: Tensor, *logits: Tensor) -> Tensor:
+        weights = [part.softmax(-1) for part in logits] or [a, b]
+        return solve(cost, *weights, config).value_B
+
+    assert torch.autograd.gradcheck(of, inputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
+@pytest.mark.parametrize("value", ["dual", "primal"])
+def test_gradients_of_a_batch_with_shared_and_void_weights(gradient: str, value: str) -> None:
+    costs = torch.stack([problem(5, 7, seed)[0] for seed in range(3)]).requires_grad_()
+    a = torch.tensor([0.3, 0.0, 0.4, 0.2, 0.1], dtype=torch.float64, requires_grad=True)
+    config = tight(0.1, value=value, gradient=gradient)
+    together = torch.autograd.grad(solve(costs, a, None, config).value_B.sum(), (costs, a))
+    alone = [torch.autograd.grad(solve(cost, a, None, config).value_B, (cost, a)) for cost in costs.unbind()]
+    torch.testing.assert_close(together[0], torch.stack([cost for cost, _ in alone]), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(together[1], sum(weight for _, weight in alone), rtol=1e-6, atol=1e-9)
+    assert (together[0][:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-3])
+def test_the_implicit_gradient_is_finite_where_the_plan_falls_into_pieces(epsilon: float) -> None:
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    cost = normalized(sqeuclidean(x, x + 0.01), "mean").requires_grad_()
+    solve(cost, None, None, Config(epsilon=epsilon, value="primal", gradient="implicit")).value_B.backward()
+    assert cost.grad is not None
+    torch.testing.assert_close(cost.grad, torch.eye(9) / 9, rtol=1e-3, atol=1e-4)
 
 
 def test_the_gradient_of_primal_is_that_of_dual_and_not_its_own_derivative() -> None:
@@ -143,20 +187,124 @@ def test_epsilon_scales_with_the_cost() -> None:
     )
 
 
-def test_without_newton_steps_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost, a, b = problem()
-    with_newton = solve(cost, a, b, tight(0.05))
-    monkeypatch.setattr("otkd.ot.sinkhorn.NEWTON_SIZE", 0)
-    plain = solve(cost, a, b, tight(0.05))
-    torch.testing.assert_close(plain.plan_BNM, with_newton.plan_BNM, rtol=1e-7, atol=1e-9)
-    assert plain.n_iters > with_newton.n_iters
+@pytest.mark.parametrize("settings", [{}, {"iterations": 100}])
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_both_ways_to_a_newton_step_lead_to_the_answer(
+    lead: tuple[int, ...], settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Cholesky and by conjugate gradients; and where every step is refused, plain iterations remain."""
+    cost, a, b = (part.expand(*lead, *part.shape) for part in problem())
+    direct = solve(cost, a, b, tight(0.01, **settings))
+    assert direct.converged_B.all()
+    monkeypatch.setattr(rules, "DIRECT", 0)
+    torch.testing.assert_close(solve(cost, a, b, tight(0.01, **settings)).plan_BNM, direct.plan_BNM)
+    monkeypatch.setattr(rules, "CG", 0)
+    plain = solve(cost, a, b, tight(0.01, **settings))
+    assert (plain.marginal_error_B > direct.marginal_error_B).all() or plain.n_iters > direct.n_iters
 
 
-def test_by_log_sum_exp_alone_the_answer_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newton_step_is_taken_only_where_the_dual_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps in a wrong direction are refused for each problem by itself, and the answer stays."""
     cost, a, b = problem()
-    scaled = solve(cost, a, b, tight(0.05))
-    monkeypatch.setattr("otkd.ot.sinkhorn._scaling", lambda problem, f, g, *_: (f * torch.nan, g))
-    torch.testing.assert_close(solve(cost, a, b, tight(0.05)).plan_BNM, scaled.plan_BNM, rtol=1e-7, atol=1e-9)
+    costs = torch.stack([cost, 2 * cost])
+    truth = solve(costs, a, b, tight(0.05))
+    good = entropic_batch._System.solve
+
+    def sabotage(self: Any, y_BN: Tensor) -> Tensor:
+        return torch.stack([-1e3 * y_BN[0], good(self, y_BN)[1]])
+
+    monkeypatch.setattr(entropic_batch._System, "solve", sabotage)
+    result = solve(costs, a, b, tight(0.05))
+    assert result.converged_B.all()
+    torch.testing.assert_close(result.plan_BNM, truth.plan_BNM, rtol=1e-6, atol=1e-9)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that reads a tensor's content on the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradient", ["envelope", "unrolled"])
+@pytest.mark.parametrize("direct", [0, 1000])
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_a_given_number_of_iterations_never_waits(
+    lead: tuple[int, ...], direct: int, gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "DIRECT", direct)
+    cost = torch.randn(*lead, 13, 17, generator=torch.Generator().manual_seed(0)).square().requires_grad_()
+    config = Config(epsilon=0.01, iterations=40, gradient=gradient)
+    warm = solve(cost.detach(), None, None, config).potentials
+    with NoWaiting():
+        result = solve(cost, None, None, config, start=warm)
+        result.value_B.sum().backward()
+    assert result.n_iters == 40
+    assert result.converged_B.all() or gradient == "unrolled"
+
+
+def test_looking_at_the_error_waits() -> None:
+    """The test above can fail."""
+    with pytest.raises(AssertionError), NoWaiting():
+        solve(torch.rand(2, 5, 7), None, None, Config())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_on_a_gpu_nothing_waits_and_a_graph_holds_it(lead: tuple[int, ...]) -> None:
+    cost = torch.randn(*lead, 130, 170, generator=torch.Generator().manual_seed(0)).square().cuda().requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        value = solve(cost, None, None, Config(epsilon=0.05)).value_B.sum()
+        return value, torch.autograd.grad(value, cost)[0]
+
+    truth = solve(cost.cpu(), None, None, Config(epsilon=0.05)).value_B.sum()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value, gradient = step()
+    graph.replay()
+    torch.testing.assert_close(value.cpu(), truth, rtol=1e-3, atol=1e-4)
+    assert gradient.isfinite().all()
+
+
+class Memory(TorchDispatchMode):
+    """The most bytes that were alive at once in storages made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.most = WeakTensorKeyDictionary(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(part, Tensor):
+                self.alive[part] = part.untyped_storage()
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in self.alive.values()}
+        self.most = max(self.most, sum(sizes.values()))
+        return out
+
+
+@pytest.mark.parametrize("options", [{}, {"iterations": 200}])
+@pytest.mark.parametrize("shape", [(100, 100), (3, 100, 100), (300, 300)])
+def test_memory_is_four_matrices_and_no_history(shape: tuple[int, ...], options: dict[str, object]) -> None:
+    """Beside the cost, which is counted with them."""
+    cost = torch.randn(shape, generator=torch.Generator().manual_seed(0)).square().requires_grad_()
+    memory = Memory()
+    with memory:
+        solve(cost, None, None, Config(epsilon=0.05, **options)).value_B.sum().backward()
+    matrix = cost.numel() * cost.element_size()
+    assert 2 * matrix < memory.most < 5.3 * matrix
 
 
 sizes = st.integers(1, 9)
@@ -177,3 +325,105 @@ def test_properties(n: int, m: int, epsilon: float, seed: int) -> None:
     assert optimum - 1e-7 <= result.value_B <= entropic + 1e-7
     assert entropic <= independent + 1e-7
     torch.testing.assert_close(solve(cost.mT, b, a, config).value_B, result.value_B, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(n=sizes, m=sizes, epsilon=epsilons, seed=seeds, shift=st.floats(-3, 3), scale=st.floats(0.01, 100))
+def test_laws_of_the_value(n: int, m: int, epsilon: float, seed: int, shift: float, scale: float) -> None:
+    """V(C + s) = V(C) + s; V(rC, rε) = r V(C, ε); points in another order give the plan in that order."""
+    cost, a, b = problem(n, m, seed)
+    result = solve(cost, a, b, tight(epsilon))
+    torch.testing.assert_close(solve(cost + shift, a, b, tight(epsilon)).value_B, result.value_B + shift)
+    scaled = solve(scale * cost, a, b, tight(scale * epsilon))
+    torch.testing.assert_close(scaled.value_B, scale * result.value_B, rtol=1e-6, atol=1e-9)
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert result.plan_BNM is not None
+    torch.testing.assert_close(solve(cost[rows], a[rows], b, tight(epsilon)).plan_BNM, result.plan_BNM[rows])
+
+
+def test_the_value_tends_to_the_exact_one() -> None:
+    cost, a, b = problem(31, 29)
+    optimum = exact.solve(cost, a, b, exact.Config()).value_B
+    gaps = [(solve(cost, a, b, tight(eps, value="primal", tolerance=1e-8)).value_B - optimum).item() for eps in TO_ZERO]
+    assert gaps == sorted(gaps, reverse=True)
+    assert -1e-7 < gaps[-1] < 1e-5
+
+
+TO_ZERO = [1.0, 0.1, 0.01, 1e-3, 1e-4]
+
+
+@pytest.mark.parametrize("d", [2, 64])
+@pytest.mark.parametrize("options", [{}, {"iterations": 64}, {"annealing": False, "max_iters": 60}])
+def test_a_ten_thousandth_of_the_mean_cost_in_single_precision(d: int, options: dict[str, object]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, n, d, generator=generator) for n in (61, 67))
+    cost = normalized(sqeuclidean(x, y), "mean").requires_grad_()
+    result = solve(cost, None, None, Config(epsilon=1e-4, value="primal", **options))
+    result.value_B.sum().backward()
+    assert result.plan_BNM is not None
+    assert result.plan_BNM.isfinite().all()
+    assert cost.grad is not None
+    assert cost.grad.isfinite().all()
+    error = (result.plan_BNM.sum(-1) - 1 / 61).abs().sum(-1) + (result.plan_BNM.sum(-2) - 1 / 67).abs().sum(-1)
+    torch.testing.assert_close(result.marginal_error_B, error, rtol=1e-2, atol=1e-5)
+    assert torch.equal(result.converged_B, result.marginal_error_B <= 1e-4)
+    if not options:
+        optimum = exact.solve(cost.detach(), None, None, exact.Config()).value_B
+        assert result.converged_B.all()
+        torch.testing.assert_close(result.value_B.detach(), optimum, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 9, 80])
+def test_a_number_of_iterations_is_kept_and_judged(iterations: int) -> None:
+    result = solve(*problem(), tight(0.01, iterations=iterations, tolerance=1e-6))
+    assert result.n_iters == iterations
+    assert result.converged_B == (result.marginal_error_B <= 1e-6) == (iterations == 80)
+
+
+@pytest.mark.parametrize("iterations", [1, 7])
+def test_unrolled_iterations_are_pots(iterations: int) -> None:
+    cost = problem()[0]
+    result = solve(cost, None, None, tight(0.05, gradient="unrolled", iterations=iterations, value="primal"))
+    arrays = np.full(17, 1 / 17), np.full(13, 1 / 13), cost.T.numpy()  # POT updates the second side first
+    plan = pot.sinkhorn(*arrays, 0.05, method="sinkhorn_log", numItermax=iterations, stopThr=0, warn=False)
+    np.testing.assert_allclose(result.plan_BNM, plan.T, rtol=1e-7)
+
+
+def test_a_solved_problem_is_not_made_worse_by_one_that_takes_longer() -> None:
+    easy, hard = (problem(31, 29, d=2)[0].float() * scale for scale in (1, 300))
+    alone = solve(easy, None, None, Config(epsilon=0.05))
+    together = solve(torch.stack([easy, hard]), None, None, Config(epsilon=0.05, max_iters=300))
+    assert together.n_iters > alone.n_iters
+    assert together.marginal_error_B[0] <= alone.marginal_error_B + 1e-6
+
+
+def test_a_problem_that_is_not_finite_leaves_the_others_alone() -> None:
+    costs = torch.stack([problem()[0]] * 3)
+    alone = solve(costs[1], None, None, tight(0.05)).value_B
+    costs[0, 2, 3], costs[2, 0, 0] = torch.nan, torch.inf
+    result = solve(costs, None, None, tight(0.05))
+    assert result.converged_B.tolist() == [False, True, False]
+    torch.testing.assert_close(result.value_B[1], alone)
+    assert not result.value_B[::2].isfinite().any()
+
+
+@pytest.mark.parametrize("options", [{}, {"iterations": 10}, {"gradient": "unrolled", "iterations": 10}])
+def test_a_start_saves_iterations(options: dict[str, object]) -> None:
+    cost, a, b = problem(31, 29)
+    cold = solve(cost, a, b, tight(0.01, tolerance=1e-6))
+    nearby = cost * 1.001
+    without = solve(nearby, a, b, tight(0.01, tolerance=1e-6, **options))
+    warm = solve(nearby, a, b, tight(0.01, tolerance=1e-6, **options), start=cold.potentials)
+    assert warm.marginal_error_B < without.marginal_error_B if options else warm.n_iters < cold.n_iters / 2
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.05])
+@pytest.mark.parametrize("size", [1.0, 1e30, float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{}, {"iterations": 100}, {"annealing": False}])
+def test_a_bad_start_does_no_harm(size: float, epsilon: float, options: dict[str, object]) -> None:
+    cost, a, b = problem()
+    truth = solve(cost, a, b, tight(epsilon, tolerance=1e-6)).value_B
+    f, g = size * cost[:, 0] + size, -size * cost[1]
+    result = solve(cost, a, b, tight(epsilon, tolerance=1e-6, **options), start=(f, g))
+    assert result.converged_B
+    torch.testing.assert_close(result.value_B, truth, rtol=1e-5, atol=1e-6)

@@ -15,6 +15,7 @@ import pytest
 from otkd.core import names
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
+from otkd.core.records import Picture, Pictures
 from otkd.track.mlflow import MlflowSink, note
 from otkd.track.store import tracking_uri
 
@@ -94,6 +95,26 @@ def test_epochs_datasets_and_artifacts(sink: Any, invented: Any, layout: Layout,
     assert mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/sweep.yaml") == invented.info.yaml
     assert parent.info.artifact_uri.startswith(layout.artifacts.resolve().as_uri())
     assert invented.info.question in parent.data.tags["mlflow.note.content"]
+
+
+def test_a_kept_plan_becomes_a_picture_of_the_run(sink: Any, invented: Any, layout: Layout) -> None:
+    student = invented.students[0]
+    between = Picture(about="plan between images, ordered by class", matrix=((0.5, 0.0), (0.1, 0.4)), classes=(0, 3))
+    cells = Picture(about="mean plan between the cells of an image", matrix=((0.2, 0.3, 0.5),))
+    text = Pictures(pictures={"transport-stage2/x": cells, "transport-embedding": between}).model_dump_json()
+    layout.trial(student.key).snapshots.parent.mkdir(parents=True)
+    layout.trial(student.key).snapshots.write_text(text)
+    writer = sink()
+    invented.play(writer)
+    writer.close()
+    run = by_key(layout)[student.key]
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/snapshots.json") == text
+    for name, picture in (("transport-stage2-x", cells), ("transport-embedding", between)):
+        image = mlflow.artifacts.load_image(f"{run.info.artifact_uri}/{name}.png")
+        assert min(image.size) > 300
+        assert len(set(image.convert("RGB").getdata())) > len({entry for row in picture.matrix for entry in row})
+    other = by_key(layout)[invented.students[1].key]
+    assert "snapshots.json" not in [item.path for item in mlflow.MlflowClient().list_artifacts(other.info.run_id)]
 
 
 def test_a_killed_driver_is_continued(sink: Any, invented: Any, layout: Layout, say: Any) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from otkd.core import names
 from otkd.core.errors import CheckpointError, OtkdError, StorageError
+from otkd.core.records import Pictures
 from otkd.core.trial import Data, Sgd, Train
+from otkd.losses.base import LossOutput
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
 from otkd.train.device import pick
@@ -76,7 +78,8 @@ def test_a_diverging_member_stops_and_the_others_go_on(environment, trial):
     here = environment()
     first, second = fit([wild, calm], Mailbox(), here)
     assert first.status == "diverged"
-    assert "train epoch 1" in first.reason
+    assert "train epoch 1, by step" in first.reason
+    assert "; the student's stage1, stage2" in first.reason
     assert second.status == "finished"
     assert here.layout.trial(wild.key).done
     alone = fit([calm], Mailbox(), environment("alone"))[0]
@@ -226,3 +229,49 @@ def test_one_parameter_group_is_updated_as_torch_would(environment, trial):
     trainer._train_epoch(1, [student])
     for mine, theirs in zip(student.model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_loss_alone_that_is_not_finite_is_told_apart(environment, trial, monkeypatch):
+    monkeypatch.setattr("otkd.losses.kd.Loss.forward", lambda self, *_: LossOutput(torch.tensor(torch.nan)))
+    (result,) = fit([trial("kd")], Mailbox(), environment())
+    assert result.status == "diverged"
+    assert result.reason.endswith("by step 1; all outputs of both networks are finite")
+
+
+def test_a_term_sees_all_training_images_once_before_training(environment, trial, monkeypatch):
+    seen = []
+
+    def prepare(self, outputs):
+        seen.append([(batch.indices, out_t.logits.shape, self.training) for batch, out_t in outputs])
+
+    monkeypatch.setattr("otkd.losses.kd.Loss.prepare", prepare)
+    monkeypatch.setattr("otkd.losses.kd.Loss.needs_preparation", True)
+    here = environment(checkpoint_s=0.0)
+    trainer = CohortTrainer([trial("kd")], Mailbox(), here)
+    (batches,) = seen
+    rows = torch.cat([indices for indices, _, _ in batches])
+    assert len(rows) == len(rows.unique()) == 120
+    trainer.step()
+    CohortTrainer([trial("kd")], Mailbox(), here)
+    assert len(seen) == 1, "what was learned is in the checkpoint"
+
+
+def test_the_teachers_classifier_is_its_last_layer(environment, trial):
+    trainer = CohortTrainer([trial("kd")], Mailbox(), environment())
+    weight = trainer.teacher.classifier
+    assert weight.shape == (10, 64)
+    assert not weight.requires_grad
+    assert weight.data_ptr() == trainer.teacher.model.fc.weight.data_ptr()
+
+
+def test_the_plan_of_a_fixed_batch_is_kept(environment, trial):
+    here = environment()
+    both = trial({"ce": {}, "transport": {"solver": {"name": "exact"}, "layer": ["embedding", 1]}}), trial("kd")
+    assert [result.reason for result in fit(both, Mailbox(), here)] == ["", ""]
+    kept = Pictures.model_validate_json(here.layout.trial(both[0].key).snapshots.read_text()).pictures
+    assert sorted(kept) == ["transport-1", "transport-embedding"]
+    for picture in kept.values():
+        matrix = torch.tensor(picture.matrix)
+        assert picture.classes == tuple(label for label in range(8) for _ in range(4))
+        torch.testing.assert_close(matrix.sum(1), torch.full((32,), 1 / 32), rtol=1e-4, atol=0)
+    assert not here.layout.trial(both[1].key).snapshots.exists()

@@ -1,0 +1,141 @@
+"""The dual potentials of entropic transport: Sinkhorn's iterations on a stabilised kernel, sped up by Newton steps.
+
+The plan is P = a b exp((f + g − C)/ε). Iterations scale the kernel K = exp((f₀ + g₀ − C)/ε) in which earlier potentials
+are absorbed (Schmitzer, SIAM J. Sci. Comput. 2019, Alg. 2): with the weighted scalings t = a u and w = b v the two
+updates are t ← a / (K w) and w ← b / (Kᵀ t). f₀ gives each row of K the maximum 1, and what lies under e^−`DEPTH` is
+lifted to it, so that nothing overflows, vanishes or becomes subnormal; absorbing again puts right what was lifted. K
+holds no weights: a point without one has t = 0, and still the potential that its row asks for.
+
+An update is a step of block-coordinate ascent of the concave dual, which is a·f + b·g where the columns are exact. Now
+and then a Newton step on the rows' marginal equations stands for the first half of an iteration (Brauer, Clason,
+Lorenz & Wirth, 2017): (I − Q Qᵀ) x = (a − r)/√r with r the plan's row sums and Q = P / √(r bᵀ). It is kept, for each
+problem of the batch by itself, only where the dual rises: the whole ascends, from wherever it starts. Where ε is small
+against the costs' range, each problem comes from a larger ε in factors of `ANNEALING` (ε-scaling).
+
+Three drivers share these steps and `otkd.ot.entropic_rules`. For one problem on the CPU there is
+`entropic_one.until`, for a batch there `entropic_batch.until`; both look at the errors and stop. Everywhere else
+`entropic_batch.exactly` runs a given number of iterations without any look from the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from otkd.ot import entropic_batch, entropic_one
+from otkd.ot import entropic_rules as rules
+from otkd.ot.entropic_rules import Settings, Solution
+from otkd.ot.problem import Problem
+
+
+def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None = None) -> Solution:
+    """Solve each problem of the batch.
+
+    Args:
+        problem: costs and marginals. A problem with a cost that is not finite gives NaN and leaves the others alone.
+        settings: with `iterations`, exactly that many; without, until `tolerance` on the CPU, and `DEVICE_BUDGET`
+            iterations on other devices.
+        start: potentials (…, N), (…, M) of a similar problem, used where they beat none.
+    """
+    _, blind = rules.budget(problem.cost_BNM.device, settings)
+    single = len(problem.cost_BNM) == 1
+    if single and not blind:
+        return _alone(problem, settings, start)
+    lowest_B1, highest_B1 = torch.aminmax(problem.cost_BNM.flatten(-2), dim=-1, keepdim=True)
+    spread_B1 = highest_B1 - lowest_B1
+    g_BM, epsilon_B1 = _begin(problem, settings, spread_B1, start)
+    if single:  # a product with one matrix is faster than with a batch of one
+        problem, (g_BM, epsilon_B1) = Problem(*(part[0] for part in problem)), (g_BM[0], epsilon_B1[0])
+    solve = entropic_batch.exactly if blind else entropic_batch.until
+    f_BN, g_BM, plan_BNM, error_B, dual_B, n_iters = solve(problem, settings, g_BM, epsilon_B1, spread_B1)
+    if single:
+        f_BN, g_BM, plan_BNM = f_BN[None], g_BM[None], plan_BNM[None]
+    poison_B = 0 * spread_B1[:, 0]  # NaN where a cost is not finite
+    return Solution(f_BN, g_BM, plan_BNM, error_B + poison_B, dual_B + poison_B, n_iters)
+
+
+def _alone(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None) -> Solution:
+    lowest, highest = problem.cost_BNM.min().item(), problem.cost_BNM.max().item()
+    spread, g_M = highest - lowest, None
+    if start is None and settings.annealing:
+        epsilon = spread / rules.GENTLE if spread > rules.STEEP * settings.epsilon else settings.epsilon
+    else:
+        g_BM, epsilon_B1 = _begin(problem, settings, problem.a_BN.new_full((1, 1), spread), start)
+        g_M, epsilon = g_BM[0].numpy(), epsilon_B1.item()
+    solution = entropic_one.until(problem, settings, g_M, epsilon, lowest, highest)
+    if math.isfinite(spread):
+        return solution
+    return solution._replace(error_B=solution.error_B * math.nan, dual_B=solution.dual_B * math.nan)
+
+
+def log_weights(weights: Tensor) -> Tensor:
+    """Logarithms, −∞ for 0 without a gradient there."""
+    return torch.where(weights > 0, weights, 1).log().masked_fill(weights <= 0, -math.inf)
+
+
+def soft_min(g_BM: Tensor, log_b_BM: Tensor, cost_BNM: Tensor, epsilon: float) -> Tensor:
+    """f = −ε log Σ b exp((g − C)/ε), the potential that makes the rows exact."""
+    return -epsilon * torch.logsumexp((g_BM / epsilon + log_b_BM)[..., None, :] - cost_BNM / epsilon, -1)
+
+
+@torch.no_grad()
+def first_potential(problem: Problem, epsilon: float, start: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The g of `start` where it beats 0, else 0."""
+    g_BM = torch.zeros_like(problem.b_BM)
+    return g_BM if start is None else _warm(problem, g_BM, start, epsilon)[0]
+
+
+def _warm(problem: Problem, g_BM: Tensor, start: tuple[Tensor, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
+    """The start's g where it has a higher dual value than `g_BM`, and whether it nearly solves the problem."""
+    warm_g_BM = start[1].detach().to(g_BM).reshape(g_BM.shape)
+    (f_BN, one_g_BM), (warm_f_BN, one_warm_g_BM) = (_log_iteration(problem, g, epsilon) for g in (g_BM, warm_g_BM))
+    gain_BN, gain_BM = problem.a_BN * (warm_f_BN - f_BN), problem.b_BM * (one_warm_g_BM - one_g_BM)
+    better_B1 = gain_BN.sum(-1, True) + gain_BM.sum(-1, True) > 0  # false where the start is not finite
+    error_B1 = (problem.b_BM * torch.expm1((warm_g_BM - one_warm_g_BM) / epsilon)).abs().sum(-1, True)
+    return torch.where(better_B1, warm_g_BM, g_BM), better_B1 & (error_B1 < rules.NEAR)
+
+
+def _log_iteration(problem: Problem, g_BM: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """One iteration by log-sum-exp: safe for any finite g and any ε."""
+    f_BN = soft_min(g_BM, problem.b_BM.log(), problem.cost_BNM, epsilon)
+    return f_BN, soft_min(f_BN, problem.a_BN.log(), problem.cost_BNM.mT, epsilon)
+
+
+def at_fixed_plan(value: Tensor, cost: Tensor, plan: Tensor) -> Tensor:
+    """`value` (…) with the plan (…, N, M) as its derivative in the cost (…, N, M): the envelope theorem."""
+    if not (cost.requires_grad and torch.is_grad_enabled()):
+        return value
+    held: Tensor = _AtFixedPlan.apply(cost, (value, plan))
+    return held
+
+
+class _AtFixedPlan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
+        value, ctx.plan = given
+        ctx.dtype = cost.dtype
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slope = (grad[..., None, None] if grad.dim() else grad) * ctx.plan
+        return slope if slope.dtype == ctx.dtype else slope.to(ctx.dtype), None
+
+
+def _begin(
+    problem: Problem, settings: Settings, spread_B1: Tensor, start: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """The first g, and each problem's first ε."""
+    epsilon, g_BM = settings.epsilon, torch.zeros_like(problem.b_BM)
+    epsilon_B1 = first_B1 = torch.full_like(spread_B1, epsilon)
+    if settings.annealing:
+        first_B1 = torch.where(spread_B1 > rules.STEEP * epsilon, spread_B1 / rules.GENTLE, epsilon)
+    if start is not None:
+        g_BM, near_B1 = _warm(problem, g_BM, start, epsilon)
+        first_B1 = torch.where(near_B1, epsilon_B1, first_B1)
+    if start is not None or not settings.annealing:
+        g_BM = _log_iteration(problem, g_BM, epsilon)[1]
+    return g_BM, first_B1
