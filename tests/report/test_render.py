@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -87,9 +88,10 @@ def test_every_plugin_takes_every_sweep(group, name):
             assert all(row < table.frame.shape[0] and column < table.frame.shape[1] for row, column in table.bold)
 
 
-def test_the_plugins_are_those_in_the_folders():
-    assert plugins.names("tables") == ["ablation", "accuracy", "compression", "cost", "published"]
-    assert plugins.names("plots") == ["accuracy", "cost", "curves"]
+@pytest.mark.parametrize("group", ["tables", "plots"])
+def test_the_plugins_are_those_in_the_folders(group):
+    folder = Path(render.__file__).parent / group
+    assert plugins.names(group) == sorted(path.stem for path in folder.glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -108,12 +110,14 @@ def test_a_report_is_made_whatever_became_of_the_trials(name, tmp_path):
     assert words.get(name, "") in (made.folder / "report.md").read_text().replace("\\", "")
 
 
+RANKED = ("wrn-16-2-wrn-40-2", "resnet8x4-resnet32x4")
+
+
 def test_everything_asked_for_is_written(report):
     written = {path.relative_to(report.folder).as_posix() for path in report.paths}
     figures = {f"figures/{name}.png" for name in ("accuracy", "curves", "cost")}
-    tables = {
-        f"tables/{name}.{kind}" for name in ("accuracy", "cost", "compression", "published") for kind in ("csv", "tex")
-    }
+    names = ("accuracy", "cost", "compression", "published", *(f"ranking-{pair}" for pair in RANKED))
+    tables = {f"tables/{name}.{kind}" for name in names for kind in ("csv", "tex")}
     assert figures | tables | {"report.html", "report.md", "trials.csv"} == written
     assert (report.folder / "figures/cost.png").read_bytes().startswith(b"\x89PNG")
 

@@ -12,7 +12,7 @@ from otkd.core import names
 from otkd.core.errors import OtkdError
 from otkd.report import frame, references, stats
 from otkd.report.formats import latex, markdown
-from otkd.report.tables import ablation, accuracy, compression, cost, published
+from otkd.report.tables import ablation, accuracy, compression, cost, published, ranking
 
 PAIR = "wrn_16_2 ← wrn_40_2"
 LAST = f"{PAIR}, test top-1 %, last epoch, n = 3"
@@ -245,3 +245,27 @@ def test_one_pair_may_lack_a_method():
     sweep.student("extra", 74.0, pair=PAIRS[0], terms=("ce", "crd"))
     (table,) = tables(accuracy, sweep)
     assert table.frame.iloc[-1, 3] == "— (not in the sweep)"
+
+
+def test_ranking_goes_by_mean_accuracy_and_by_seconds():
+    sweep = Sweep()
+    sweep.teacher("wrn_40_2", 75.61)
+    scores = {"student": (70.0, 70.2), "kd": (74.0, 74.4), "ot": (74.0, 74.4), "at": (72.0, 73.9), "emd": (71.0, 74.3)}
+    seconds = {"student": 5.0, "kd": 10.0, "ot": 12.0, "at": 11.0, "emd": 30.0}
+    for name, values in scores.items():
+        for seed, value in enumerate(values):
+            terms = {"student": ("ce",), "kd": ("ce", "kd")}.get(name, ("ce", "transport"))
+            sweep.student(name, value, seed, terms=terms, seconds=seconds[name])
+    (table,) = tables(ranking, sweep)
+    flat = table.flat()
+    assert list(flat.index) == ["kd", "ot", "at", "emd", "student"]
+    assert list(flat["rank by accuracy"]) == ["1", "1", "3", "4", "5"]
+    assert flat["rank by cost"].to_dict() == {"student": "1", "kd": "2", "at": "3", "ot": "4", "emd": "5"}
+    # leads, seed by seed: kd - ot 0, 0; ot - at 2.0, 0.5; at - emd 1.0, -0.4; emd - student 1.0, 4.1
+    assert list(flat["apart from the next"]) == ["within noise", "yes", "within noise", "yes", ""]
+    assert flat.loc["emd", "× kd"] == "3.00"
+    assert "student, the floor" in table.caption
+
+
+def test_ranking_leaves_out_what_has_no_figure_and_too_few_methods(small):
+    assert tables(ranking, small) == []
