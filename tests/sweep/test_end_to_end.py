@@ -38,9 +38,14 @@ def otkd(*words, **changes):
 
 
 def launch(*words):
-    """Start a command in a process group of its own."""
+    """Start a command that hears Ctrl-C, also where the tests themselves run in the background of a shell."""
     return subprocess.Popen(
-        [*OTKD, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        [*OTKD, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -20,6 +20,12 @@ TRIALS = {
     ("cifar100", "quick"): 1 + 7 * 3,
     ("cifar100_transport", "paper"): 1 + (2 + 3 + 2 + 2 + 4) * 3,
     ("cifar100_transport", "quick"): 1 + (2 + 3 + 2 + 2 + 4),  # four axes meet in one default setting
+    ("ot_solvers", "paper"): 1 + 15 * 3,
+    ("ot_solvers", "quick"): 1 + 15 * 3,
+    ("transport_points", "paper"): 1 + (2 + 4 * 3 + 2) * 3,
+    ("transport_points", "quick"): 1 + (2 + 4 * 3 + 2),
+    ("transport_entropy", "paper"): 1 + (2 + 3 * 3 * 3) * 3,
+    ("transport_entropy", "quick"): 1 + (2 + 3 * 3 * 3),
 }
 
 
