@@ -64,41 +64,60 @@ def solve(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Conf
     Raises:
         OtkdError: see `otkd.ot.problem.read`.
     """
-    with full_precision(clouds.x_BND):
-        joint, scale_B11 = _joint_cost(clouds)
-        n, batch = clouds.x_BND.shape[-2], joint.shape[:-2]
+    x_BND, y_BMD = clouds.x_BND, clouds.y_BME
+    with full_precision(x_BND):
+        costs = _costs(clouds)
+        n, m, batch = x_BND.shape[-2], y_BMD.shape[-2], x_BND.shape[:-2]
         with torch.no_grad():
-            cross = read(joint[..., :n, n:] / scale_B11, a_BN, b_BM)
-            solution = entropic.potentials(cross, config)
-            blocks = ((joint[..., :n, :n], cross.a_BN), (joint[..., n:, n:], cross.b_BM))
-            selves = [
-                _solve_self((block / scale_B11).reshape(-1, *block.shape[-2:]), w_BN, config) for block, w_BN in blocks
-            ]
-            value_B = solution.dual_B - (selves[0].dual_B + selves[1].dual_B) / 2
-            errors_B = torch.stack([solution.error_B, *(part.error_B for part in selves)])
-            slope = _slope(solution.plan_BNM, *(part.plan_BNN for part in selves)).div_(scale_B11.reshape(-1, 1, 1))
-        value_B = entropic.at_fixed_plan(value_B.reshape(batch), joint, slope.reshape(joint.shape))
+            cross = costs[0][..., n:]
+            scale_B11 = (
+                cross.new_ones(*batch, 1, 1) if clouds.normalize == "none" else scale_of(cross, clouds.normalize)
+            )
+            problem = read(cross / scale_B11, a_BN, b_BM)
+            solution = entropic.potentials(problem, config)
+            rate_B11 = (-1 / config.epsilon / scale_B11).reshape(-1, 1, 1)
+            self_x = _solve_self(costs[0][..., :n].reshape(-1, n, n) * rate_B11, problem.a_BN, config)
+            self_y = _solve_self(costs[1][..., :m].reshape(-1, m, m) * rate_B11, problem.b_BM, config)
+            value_B = solution.dual_B - (self_x.dual_B + self_y.dual_B) / 2
+            errors_B = torch.stack([solution.error_B, self_x.error_B, self_y.error_B])
+        value = _with_gradient(value_B.reshape(batch), costs, scale_B11, solution.plan_BNM, (self_x, self_y))
     return TransportResult(
-        value_B=value_B,
-        plan_BNM=solution.plan_BNM.reshape(*batch, n, -1),
-        potentials=(solution.f_BN.reshape(*batch, -1), solution.g_BM.reshape(*batch, -1)),
-        n_iters=max(solution.n_iters, *(part.n_iters for part in selves)),
+        value_B=value,
+        plan_BNM=solution.plan_BNM.reshape(*batch, n, m),
+        potentials=(solution.f_BN.reshape(*batch, n), solution.g_BM.reshape(*batch, m)),
+        n_iters=max(solution.n_iters, self_x.n_iters, self_y.n_iters),
         marginal_error_B=solution.error_B.reshape(batch),
         converged_B=(errors_B <= config.tolerance).all(0).reshape(batch),
     )
 
 
-def _joint_cost(clouds: Clouds) -> tuple[Tensor, Tensor]:
-    """Costs among all points of both clouds: one call is cheaper than three. And the scale of the cross costs."""
+def _costs(clouds: Clouds) -> tuple[Tensor, Tensor]:
+    """Costs from x to (x, y), and from y to (y, x); of the latter only those to y where y takes no gradient.
+
+    Gradients flow into the points that costs are counted from: costs are symmetric, so that is half of each self-term's
+    and the cross term's own.
+    """
     x_BND, y_BMD = clouds.x_BND, clouds.y_BME
     if x_BND.shape[:-2] != y_BMD.shape[:-2] or x_BND.shape[-1] != y_BMD.shape[-1] or x_BND.dim() < 2:
         clouds.ground(x_BND, y_BMD)  # refuses them, and says what fits
-    dtype = torch.promote_types(x_BND.dtype, y_BMD.dtype)
-    points = torch.cat([x_BND.to(dtype), y_BMD.to(dtype)], -2)
-    joint, n = clouds.ground(points, points), x_BND.shape[-2]
-    if clouds.normalize == "none":
-        return joint, joint.new_ones((*joint.shape[:-2], 1, 1))
-    return joint, scale_of(joint[..., :n, n:], clouds.normalize)
+    fixed_x_BND, fixed_y_BMD = x_BND.detach(), y_BMD.detach()
+    from_x = clouds.ground(x_BND, torch.cat([fixed_x_BND, fixed_y_BMD], -2))
+    if y_BMD.requires_grad:
+        return from_x, clouds.ground(y_BMD, torch.cat([fixed_y_BMD, fixed_x_BND], -2))
+    return from_x, clouds.ground(fixed_y_BMD, fixed_y_BMD)
+
+
+def _with_gradient(
+    value: Tensor, costs: tuple[Tensor, Tensor], scale_B11: Tensor, plan_BNM: Tensor, selves: tuple[_Self, _Self]
+) -> Tensor:
+    """`value` with the derivative of ⟨P, C⟩ − ½ ⟨P_xx, C_xx⟩ − ½ ⟨P_yy, C_yy⟩ at fixed plans."""
+    for cost, part, cross in zip(costs, selves, (plan_BNM, plan_BNM.mT), strict=True):
+        if cost.requires_grad and torch.is_grad_enabled():
+            slope = torch.cat([part.plan_BNN.neg_(), cross], -1).reshape(cost.shape).div_(scale_B11)
+            own = value if not value.requires_grad else torch.zeros_like(value)
+            held = entropic.at_fixed_plan(own, cost, slope)
+            value = held if own is value else value + held
+    return value
 
 
 class _Self(NamedTuple):
@@ -108,18 +127,18 @@ class _Self(NamedTuple):
     n_iters: int
 
 
-def _solve_self(cost_BNN: Tensor, a_BN: Tensor, config: Config) -> _Self:
-    """The problem between a cloud and itself: u ← √(u / K (a u)) with K = exp(−C/ε), and the plan a u K a u."""
-    single = cost_BNN.shape[0] == 1
+def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> _Self:
+    """The problem of a cloud and itself, from −C/ε: u ← √(u / K (a u)) with K = exp(−C/ε); the plan is a u K a u."""
+    single = len(exponent_BNN) == 1
     if single:
-        cost_BNN, a_BN = cost_BNN[0], a_BN[0]
-    kernel_BNN = (cost_BNN / -config.epsilon).clamp_(min=-rules.DEPTH).exp_()
+        exponent_BNN, a_BN = exponent_BNN[0], a_BN[0]
+    kernel_BNN = exponent_BNN.clamp_(min=-rules.DEPTH).exp_()
     u_BN, s_BN, n_iters = _scale(kernel_BNN, a_BN, config)
-    error_B = 2 * _row_error(u_BN, s_BN, a_BN)
     t_BN = a_BN * u_BN
     excess_B = (t_BN * s_BN).sum(-1) - 1
     dual_B = config.epsilon * (2 * (a_BN * u_BN.log()).sum(-1) - excess_B)
     plan_BNN = kernel_BNN.mul_(t_BN[..., :, None]).mul_(t_BN[..., None, :])
+    error_B = 2 * _row_error(u_BN, s_BN, a_BN)
     if single:
         return _Self(plan_BNN[None], error_B[None], dual_B[None], n_iters)
     return _Self(plan_BNN, error_B, dual_B, n_iters)
@@ -142,14 +161,3 @@ def _scale(kernel_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Tensor, Te
 
 def _row_error(u_BN: Tensor, s_BN: Tensor, a_BN: Tensor) -> Tensor:
     return (a_BN * (u_BN * s_BN - 1)).abs_().sum(-1)
-
-
-def _slope(cross_BNM: Tensor, self_BNN: Tensor, self_BMM: Tensor) -> Tensor:
-    """The divergence's derivative in the joint costs."""
-    n = cross_BNM.shape[-2]
-    size = sum(cross_BNM.shape[-2:])
-    slope = cross_BNM.new_zeros((len(cross_BNM), size, size))
-    slope[:, :n, n:] = cross_BNM
-    slope[:, :n, :n] = self_BNN.mul_(-0.5)
-    slope[:, n:, n:] = self_BMM.mul_(-0.5)
-    return slope

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from otkd.core.errors import OtkdError
 from otkd.ot import entropic_batch, entropic_one
 from otkd.ot import entropic_rules as rules
 from otkd.ot.entropic_rules import Settings, Solution
@@ -58,7 +59,8 @@ def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor
 
 
 def _alone(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None) -> Solution:
-    lowest, highest = problem.cost_BNM.min().item(), problem.cost_BNM.max().item()
+    cost_BNM = problem.cost_BNM.numpy()
+    lowest, highest = float(cost_BNM.min()), float(cost_BNM.max())
     spread, g_M = highest - lowest, None
     if start is None and settings.annealing:
         epsilon = spread / rules.GENTLE if spread > rules.STEEP * settings.epsilon else settings.epsilon
@@ -90,6 +92,11 @@ def first_potential(problem: Problem, epsilon: float, start: tuple[Tensor, Tenso
 
 def _warm(problem: Problem, g_BM: Tensor, start: tuple[Tensor, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """The start's g where it has a higher dual value than `g_BM`, and whether it nearly solves the problem."""
+    if start[1].numel() != g_BM.numel() or start[1].shape[-1] != g_BM.shape[-1]:
+        raise OtkdError(
+            f"start has a second potential of shape {tuple(start[1].shape)}, which is not that of a problem whose b is "
+            f"{tuple(g_BM.shape)}; give the potentials of a problem of the same shape"
+        )
     warm_g_BM = start[1].detach().to(g_BM).reshape(g_BM.shape)
     (f_BN, one_g_BM), (warm_f_BN, one_warm_g_BM) = (_log_iteration(problem, g, epsilon) for g in (g_BM, warm_g_BM))
     gain_BN, gain_BM = problem.a_BN * (warm_f_BN - f_BN), problem.b_BM * (one_warm_g_BM - one_g_BM)

@@ -42,7 +42,7 @@ def until(problem: Problem, settings: Settings, g_BM: Tensor, epsilon_B1: Tensor
     target, most, block = settings.epsilon, settings.max_iters, settings.check_every
     epsilon_B1 = _at_most(epsilon_B1, target, most // (2 * block))
     kernel, state = _absorb(problem, g_BM, torch.ones_like(g_BM), epsilon_B1)
-    price = rules.newton_price(problem.cost_BNM.shape[-2], len(problem.cost_BNM))
+    price = rules.newton_price(problem.cost_BNM.shape[-2])
     pace = Pace(settings.tolerance, price)
     annealed = _above(epsilon_B1, target)
     n_iters, age = 1, 1 if spread_B1.max().item() <= rules.DEPTH * epsilon_B1.min().item() else rules.AGE

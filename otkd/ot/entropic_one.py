@@ -29,7 +29,7 @@ def until(
     epsilon = max(min(epsilon, target * rules.ANNEALING ** min(most // (2 * block), 40)), target)
     with np.errstate(all="ignore"):
         one.absorb(epsilon, lowest, highest)
-        pace = Pace(settings.tolerance, rules.newton_price(len(one.a_N), batch=1))
+        pace = Pace(settings.tolerance, rules.newton_price(len(one.a_N)))
         n_iters, age = 1, 1 if highest - lowest <= rules.DEPTH * epsilon else rules.AGE
         while n_iters < most and (epsilon > target or pace.error > settings.tolerance):
             cooler = rules.cooler(epsilon, target, pace.error, 2 * n_iters >= most)
@@ -155,7 +155,7 @@ class _One:
         squared_M, kernel_NM = right_M * right_M, self.kernel_NM
         x_N, rest_N, way_N = np.zeros_like(y_N), y_N, y_N
         size = first = float(np.dot(y_N, y_N))
-        for _step in range(2 * rules.CG):
+        for _step in range(rules.CG):
             image_N = way_N - left_N * np.dot(kernel_NM, np.dot(left_N * way_N, kernel_NM) * squared_M)
             stride = size / max(float(np.dot(way_N, image_N)), 1e-37)
             x_N = x_N + stride * way_N

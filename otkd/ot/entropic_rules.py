@@ -30,7 +30,7 @@ DEVICE_BUDGET = 64
 """Iterations in place of a tolerance where looking at the error would make the host wait for the device."""
 NEWTON_STEP = 3.0
 """The farthest that a Newton step may move a potential, in units of ε."""
-DIRECT = 160
+DIRECT = 64
 """Largest N for which a Newton step factors its system on the CPU; otherwise it takes `CG` conjugate gradients."""
 CG = 20
 CG_TOLERANCE = 1e-4
@@ -77,9 +77,9 @@ def budget(device: torch.device, settings: Settings) -> tuple[int, bool]:
     return min(settings.max_iters, DEVICE_BUDGET), True
 
 
-def newton_price(n: int, batch: int) -> float:
+def newton_price(n: int) -> float:
     """What a Newton step costs, in iterations, as measured on CPUs."""
-    return 12 + n / 5 if n <= DIRECT else 1.5 * CG
+    return 15 + n / 4 if n <= DIRECT else CG
 
 
 def cooler(epsilon: float, target: float, error: float, at_once: bool) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from otkd.core.errors import OtkdError
 from otkd.ot import entropic_batch, exact
 from otkd.ot import entropic_rules as rules
 from otkd.ot.cost import normalized, sqeuclidean
@@ -427,3 +428,9 @@ def test_a_bad_start_does_no_harm(size: float, epsilon: float, options: dict[str
     result = solve(cost, a, b, tight(epsilon, tolerance=1e-6, **options), start=(f, g))
     assert result.converged_B
     torch.testing.assert_close(result.value_B, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_of_another_shape_is_refused() -> None:
+    cost, a, b = problem()
+    with pytest.raises(OtkdError, match=r"second potential of shape \(13,\)"):
+        solve(cost, a, b, Config(), start=(b, a))
