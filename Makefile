@@ -11,7 +11,7 @@ STAMP := .venv/.otkd-setup
 SWEEP_ARGS = --profile $(PROFILE) $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-cifar ablation-cifar report ui test lint format lock schema clean
+.PHONY: help setup demo sweep-cifar sweep-ot ablation-cifar report ui test bench-ot lint format lock schema clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ demo: $(STAMP) ## The whole job in minutes on data that needs no download: teach
 sweep-cifar: $(STAMP) ## CIFAR-100 (PROFILE=auto|quick|paper, DATA=folder, ARGS=…)
 	@$(BIN)/otkd sweep sweeps/cifar100.yaml $(SWEEP_ARGS)
 
+sweep-ot: $(STAMP) ## Every transport solver on one pair: who is best, who is cheap (PROFILE, DATA, ARGS as above)
+	@$(BIN)/otkd sweep sweeps/ot_solvers.yaml $(SWEEP_ARGS)
+
 ablation-cifar: $(STAMP) ## What each part of the transport loss brings on CIFAR-100 (PROFILE, DATA, ARGS as above)
 	@$(BIN)/otkd sweep sweeps/ablations/cifar100_transport.yaml $(SWEEP_ARGS)
 
@@ -43,6 +46,9 @@ ui: $(STAMP) ## MLflow's pages on 127.0.0.1 (PORT=5000)
 
 test: $(STAMP) ## All tests (ARGS="tests/ot -k sinkhorn" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench-ot: $(STAMP) ## Transport solvers against POT and geomloss, side by side (ARGS="--quick", "--save")
+	@$(BIN)/python benchmarks/ot.py $(ARGS)
 
 lint: $(STAMP) ## Style, types, and who may import whom
 	@$(BIN)/ruff check --quiet .

@@ -47,6 +47,11 @@ class SolverConfig(PluginConfig):
     """Whether `solve` takes `start=`, the potentials (f, g) of an earlier problem."""
     balanced: ClassVar[bool] = True
     """Whether the plan, where there is one, has the asked marginals."""
+    matrices: ClassVar[int] = 4
+    """The most matrices of N × M that it keeps beside the cost between the clouds, in the precision that it computes
+    in; 0 where memory grows with N + M."""
+    waits: ClassVar[bool] = False
+    """Whether it makes the host wait for a GPU, also where equal weights need no check."""
 
 
 class TermConfig(StrictModel):

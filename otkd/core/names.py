@@ -37,6 +37,8 @@ def test(weights: str, figure: str) -> str:
 BEST_EPOCH, BEST_VAL_TOP1 = "val/best/epoch", "val/best/top1"
 PARAMS, MADDS, BYTES, LATENCY_MS = "model/params", "model/madds", "model/bytes", "model/latency_ms"
 WALL_S = "time/wall_s"
+PREPARE_S = "time/prepare_s"
+"""Seconds of what the terms learn from the teacher before the first epoch, the teacher's pass included. In `WALL_S`."""
 TEACHER = "teacher/"
 """Prefix of the teacher's figures in a student's record, e.g. `teacher/test/last/top1`, `teacher/model/params`."""
 

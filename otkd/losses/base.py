@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -61,18 +60,21 @@ class TermLoss(nn.Module):
     """Whether `forward` looks at the teacher's output."""
 
     needs_preparation: ClassVar[bool] = False
-    """Whether `prepare` has to be called before training."""
+    """Whether `observe` and `prepare` have to be called before training."""
 
     def __init__(self, config: TermConfig, probe: Probe) -> None:
         super().__init__()
 
-    def prepare(self, outputs: Iterable[tuple[Batch, ModelOutput]]) -> None:
-        """Look once, before training begins, at the teacher's outputs for all training images.
+    def observe(self, batch: Batch, out_t: ModelOutput) -> None:
+        """Look, before training begins, at the teacher's output for one batch of training images.
+
+        Every training image comes once, in order, not augmented. All terms of a cohort look at the same pass.
+        """
+
+    def prepare(self) -> None:
+        """Make of what was observed what training needs, and let go of the rest.
 
         What is learned has to lie in buffers, whose shapes the probe fixes: a resumed trial reads them back.
-
-        Args:
-            outputs: batches in order, not augmented, with the teacher's outputs for them.
         """
 
     def snapshot(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> dict[str, Snapshot]:

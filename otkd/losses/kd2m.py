@@ -20,8 +20,8 @@ The author's release (github.com/eddardd/kddm) departs from this, and three of i
 - its joint cost compares the student with the student, x_i with x_j, and detaches it, so that the teacher's features
   do not enter and the student's get no gradient. Here it is what it means to be, divided by its detached maximum;
 - it needs equal widths. Here a learned linear map brings the student to the teacher's where they differ;
-- it adds 1e-9 to the deviations of the KL divergence, here 1e-5 to the variances, and a class of a single image, which
-  has none, takes no part in it.
+- it adds 1e-9 to the deviations of the KL divergence, here 1e-5 to the variances, and a class, or a batch, of a single
+  image, which has none, takes no part in it.
 The weight is the release's `coef`. Gradients of the transport distances hold the plan fixed, there as here.
 """
 
@@ -117,10 +117,10 @@ class Loss(TermLoss):
 
     def _groups(self, target_B: Tensor) -> list[Tensor]:
         """The images (G, N) to match by themselves, all of one N together."""
-        if not self.config.by_class:
-            return [torch.arange(len(target_B), device=target_B.device)[None]]
+        whole = [torch.arange(len(target_B), device=target_B.device)[None]]
+        groups = _of_classes(target_B) if self.config.by_class else whole
         least = 2 if self.config.match == "kl_gaussian" else 1
-        return [rows_GN for rows_GN in _of_classes(target_B) if rows_GN.shape[1] >= least]
+        return [rows_GN for rows_GN in groups if rows_GN.shape[1] >= least]
 
 
 class Samples(NamedTuple):

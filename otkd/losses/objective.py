@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -54,11 +54,24 @@ class Objective(nn.Module):
         """The terms' stages before the main one, in the order of the terms."""
         return tuple(stage for term in self.terms.values() for stage in cast(TermLoss, term).stages)
 
-    def prepare(self, outputs: Callable[[], Iterable[tuple[Batch, ModelOutput]]]) -> None:
-        """Show the teacher's outputs for the training images to the terms that ask for them; see `TermLoss.prepare`."""
-        for term in self.terms.values():
-            if cast(TermLoss, term).needs_preparation:
-                cast(TermLoss, term).prepare(outputs())
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether any term wants to see the teacher's outputs for the training images first."""
+        return bool(self._preparing)
+
+    def observe(self, batch: Batch, out_t: ModelOutput) -> None:
+        """Show the teacher's output for one batch to the terms that ask for it; see `TermLoss.observe`."""
+        for term in self._preparing:
+            term.observe(batch, out_t)
+
+    def prepare(self) -> None:
+        """All training images have been shown."""
+        for term in self._preparing:
+            term.prepare()
+
+    @property
+    def _preparing(self) -> list[TermLoss]:
+        return [term for term in cast(Iterable[TermLoss], self.terms.values()) if term.needs_preparation]
 
     def snapshots(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> dict[str, Snapshot]:
         """What the terms keep of one batch, by `<term>-<name>`."""

@@ -33,9 +33,12 @@ from otkd.core.seeds import derive
 from otkd.losses.base import LossOutput, Probe, Snapshot, TermLoss
 from otkd.losses.maps import same_size
 from otkd.ot.clouds import Clouds, transport
+from otkd.ot.cost import positive
 from otkd.ot.result import TransportResult
 
 VECTORS = ("embedding", "logits")
+PICTURE = 256
+"""The most rows and columns of a plan that is kept as a picture."""
 
 
 def _width(card: ModelCard, layer: Layer) -> int:
@@ -99,14 +102,31 @@ class Config(TermConfig):
             for problem in card.check_layer(item.layer)
         ]
         yield from missing
+        if not missing:
+            yield from self._check_twice(student)
         if self.cost not in self.solver.costs:
             allowed = ", ".join(self.solver.costs)
             yield Problem("cost", f"{self.solver.name} is not defined for {self.cost}; allowed: {allowed}.")
         if self.warm_start and not (self.points == "channel" and self.solver.warm):
-            yield Problem("warm_start", "needs points that stay the same from step to step: points: channel, sinkhorn.")
+            warm = ", ".join(name for name in plugins.names("ot") if plugins.head("ot", name).Config.warm)
+            yield Problem(
+                "warm_start",
+                "needs points that stay the same from step to step, and a solver that takes a start: "
+                f"points: channel, solver: {warm}.",
+            )
         if teacher is not None and not missing:
             for item in self.layers:
                 yield from self._check_points(item.layer, _width(student, item.layer), _width(teacher, item.layer))
+
+    def _check_twice(self, student: ModelCard) -> Iterator[Problem]:
+        """A layer that is listed twice, also once by its index and once by its name."""
+        seen: dict[Layer, Layer] = {}
+        for item in self.layers:
+            name = student.taps[item.layer] if isinstance(item.layer, int) else item.layer
+            if name in seen:
+                also = "" if seen[name] == item.layer else f", also as {seen[name]}"
+                yield Problem("layer", f"{item.layer} is listed twice{also}; give it once, with a weight.")
+            seen[name] = item.layer
 
     def _check_points(self, layer: Layer, width_s: int, width_t: int) -> Iterator[Problem]:
         if layer in VECTORS and self.points != "batch":
@@ -132,8 +152,7 @@ class Loss(TermLoss):
         super().__init__(config, probe)
         if probe.teacher is None:
             raise OtkdError("transport goes to a teacher's representations, and there is none")
-        solver = plugins.load("ot", config.solver.name)
-        self.config, self.solver = config, solver.Config.model_validate(config.solver.model_dump())
+        self.config = config
         self.projections = nn.ModuleList(
             _projection(config, item.layer, *_taps(config, item.layer, probe.student, probe.teacher))
             for item in config.layers
@@ -174,7 +193,7 @@ class Loss(TermLoss):
             points_s, points_t = _points(config.points, projection(tap_s)), _points(config.points, tap_t)
             seed = derive(self._seed, f"{item.layer}", self._step)
             clouds = Clouds(points_s, points_t, config.cost, config.normalize, seed)
-            results.append(transport(clouds, None, None, self.solver, self._start(index, points_s)))
+            results.append(transport(clouds, None, None, config.solver, self._start(index, points_s)))
         return results
 
     def _start(self, index: int, points_BND: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -246,7 +265,7 @@ def _evidence(kind: str, result: TransportResult, images: int) -> dict[str, Tens
     }
     if result.plan_BNM is None:
         return parts
-    plan_BNM = result.plan_BNM / result.plan_BNM.sum((-2, -1), keepdim=True)
+    plan_BNM = result.plan_BNM / positive(result.plan_BNM.sum((-2, -1), keepdim=True))
     parts["plan_entropy"] = -torch.xlogy(plan_BNM, plan_BNM).sum((-2, -1)).mean()
     if kind in ("batch", "batch-spatial"):
         parts["alignment"] = _by_image(plan_BNM, images).diagonal().sum()
@@ -262,7 +281,19 @@ def _picture(kind: str, plan: Tensor, target_B: Tensor) -> Snapshot:
     """A plan to look at: between images ordered by class, else the mean over images between cells or channels."""
     if kind in ("spatial", "channel"):
         unit = "cells" if kind == "spatial" else "channels"
-        return Snapshot(plan.mean(0), None, f"mean plan between the {unit} of an image")
+        mean_NM = plan.mean(0)
+        kept_NM = _summed(_summed(mean_NM).mT).mT
+        about = f"mean plan between the {unit} of an image"
+        if kept_NM.shape != mean_NM.shape:
+            about += f", {mean_NM.shape[0]} × {mean_NM.shape[1]}, neighbours summed"
+        return Snapshot(kept_NM, None, about)
     order = target_B.argsort(stable=True)
     between_BB = _by_image(plan, len(target_B))
     return Snapshot(between_BB[order][:, order], target_B[order], "plan between images, ordered by class")
+
+
+def _summed(matrix_NM: Tensor) -> Tensor:
+    """At most `PICTURE` rows: each the sum of as many neighbours as it takes."""
+    rows = len(matrix_NM)
+    bin_N = torch.arange(rows, device=matrix_NM.device) // -(-rows // PICTURE)
+    return matrix_NM.new_zeros(int(bin_N[-1]) + 1, matrix_NM.shape[1]).index_add_(0, bin_N, matrix_NM)

@@ -34,6 +34,7 @@ from otkd.core.cards import ModelCard
 from otkd.core.config import TermConfig
 from otkd.core.errors import OtkdError, Problem
 from otkd.core.output import Batch, ModelOutput
+from otkd.core.seeds import derive
 from otkd.losses.base import LossOutput, Probe, TermLoss
 from otkd.ot.clouds import Clouds, transport
 from otkd.ot.precision import full_precision, widen
@@ -71,10 +72,10 @@ class Loss(TermLoss):
             raise OtkdError("wcord compares with a teacher's embedding, and there is none")
         width_s, width_t = (out.embedding.shape[1] for out in (probe.student, probe.teacher))
         self.config = config
-        self.solver = plugins.load("ot", config.solver.name).Config.model_validate(config.solver.model_dump())
         self.critic = Critic(width_s, width_t, config.width) if config.form != "primal" else None
         needs_map = config.form != "dual" and width_s != width_t
         self.projection = nn.Linear(width_s, width_t) if needs_map else nn.Identity()
+        self._seed, self._step = int(torch.randint(2**31, ())), 0
 
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         with full_precision(out_s.embedding):
@@ -85,11 +86,22 @@ class Loss(TermLoss):
                 values.append(-self.config.global_weight * bound)
                 parts["dual"] = bound.detach()
             if self.config.form != "dual":
-                result = transport(Clouds(self.projection(s_BD), t_BE, "cosine", "none"), None, None, self.solver)
+                seed = derive(self._seed, "primal", self._step)
+                clouds = Clouds(self.projection(s_BD), t_BE, "cosine", "none", seed)
+                result = transport(clouds, None, None, self.config.solver)
                 values.append(self.config.local_weight * result.value_B)
                 parts["primal"] = result.value_B.detach()
                 parts["converged"] = result.converged_B.to(s_BD.dtype)
+        self._step += self.training
         return LossOutput(torch.stack(values).sum(), parts)
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The number of steps, which a solver's random draws follow."""
+        return {"step": self._step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Read it back."""
+        self._step = state["step"]
 
     @staticmethod
     def _bound(score_BB: Tensor) -> Tensor:

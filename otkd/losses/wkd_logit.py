@@ -16,19 +16,18 @@ Disagreements of the authors' release:
 - it adds 1e-8 to the costs and to each divisor, and here nothing is added;
 - the article compares features of images (`layer: embedding`). The release takes each position of the last map as a
   sample on CIFAR-100 (`layer: stage3`, say) and logits on ImageNet (`layer: logits`);
-- the article takes all training images, here at most `images` of each class are compared: all of CIFAR-100's;
+- the article takes all training images, here at most `images` of each class are compared: all of CIFAR-100's; and the
+  release takes all positions, here at most `side`² of each image: those of an 8 × 8 map would take minutes on a CPU;
 - the weight of the transport part falls to 0 along a cosine, on CIFAR-100 from epoch 150; here it is constant;
 - weights and temperatures are those of resnet32x4 → resnet8x4 on CIFAR-100. WRN-40-2 → ShuffleV1: 200, T 6. ImageNet:
   ResNet34 → ResNet18 30, T 2; ResNet50 → MobileNetV1 25, T 2, κ 2.
 
-Until `prepare` has seen the teacher's features, the cost is the classifier's, or 1 between any two classes where the
-classifier is not known.
+Until `prepare`, the cost is the classifier's, or 1 between any two classes where the classifier is not known.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -62,6 +61,8 @@ class Config(TermConfig):
     """Layer of the teacher whose features `cka` compares; of a map, each position is a sample."""
     images: PositiveInt = 500
     """Images of each class that `cka` compares, at most."""
+    side: PositiveInt = 4
+    """Positions of a map that `cka` compares, on each side, evenly spread, at most."""
     epsilon: Annotated[float, Field(ge=0.02)] = 0.05
     """Entropic strength, in units of the ground cost, which is below 1."""
     iterations: PositiveInt = 10
@@ -89,6 +90,7 @@ class Loss(TermLoss):
                 "none; use cka"
             )
         self.register_buffer("cost_KK", sharpened(_first_cost(probe), config.sharpness))
+        self._samples: Samples | None = None
 
     @property
     def needs_preparation(self) -> bool:  # type: ignore[override]
@@ -96,15 +98,25 @@ class Loss(TermLoss):
         return self.config.cost == "cka"
 
     @torch.no_grad()
-    def prepare(self, outputs: Iterable[tuple[Batch, ModelOutput]]) -> None:
-        features_KND, count_K = _by_class(outputs, self.config, len(self.cost_KK))
-        self.cost_KK.copy_(sharpened(cka_cost(features_KND, count_K), self.config.sharpness))
+    def observe(self, batch: Batch, out_t: ModelOutput) -> None:
+        tap_BPD = _positions(widen(out_t.layer(self.config.layer)), self.config.side)
+        if self._samples is None:
+            self._samples = Samples(tap_BPD, len(self.cost_KK), self.config.images)
+        self._samples.add(tap_BPD, batch.target)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        samples, self._samples = self._samples, None
+        if samples is not None:
+            cost_KK = cka_cost(samples.features_KIPD.flatten(1, 2), samples.count_K * samples.features_KIPD.shape[2])
+            self.cost_KK.copy_(sharpened(cost_KK, self.config.sharpness))
 
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         with full_precision(out_s.logits):
             logits_s_BK, logits_t_BK = widen(out_s.logits), widen(out_t.logits.detach())
             target = _target(logits_s_BK, logits_t_BK, batch.target)
             true_BK = F.one_hot(batch.target, logits_s_BK.shape[-1]).bool()
+            true_BK &= true_BK.shape[-1] > 1  # the only class there is keeps its mass, which has nowhere to go
             a_BK, b_BK = (
                 torch.softmax((logits_BK / self.config.temperature).masked_fill(true_BK, -torch.inf), -1)
                 for logits_BK in (logits_s_BK, logits_t_BK)
@@ -154,28 +166,37 @@ def _first_cost(probe: Probe) -> Tensor:
     return 1 - torch.eye(probe.classes, device=probe.student.logits.device)
 
 
-def _by_class(outputs: Iterable[tuple[Batch, ModelOutput]], config: Config, classes: int) -> tuple[Tensor, Tensor]:
-    """Features (K, N, D) of each class' first images in order, zeros behind them, and the number of samples (K,)."""
-    images_MPD, label_M = _first_images(outputs, config)
-    count_K = torch.bincount(label_M, minlength=classes)
-    features_KNPD = images_MPD.new_zeros(classes, int(count_K.max()), *images_MPD.shape[1:])
-    order = label_M.argsort(stable=True)
-    place_M = torch.arange(len(order), device=order.device) - (count_K.cumsum(0) - count_K)[label_M[order]]
-    features_KNPD[label_M[order], place_M] = images_MPD[order]
-    return features_KNPD.flatten(1, 2), count_K * images_MPD.shape[1]
+class Samples:
+    """Features of each class' first images in order.
+
+    Args:
+        like_BPD: features of some images, for their shape and type.
+        classes: K.
+        images: I, images of each class that are kept at most.
+    """
+
+    def __init__(self, like_BPD: Tensor, classes: int, images: int) -> None:
+        self.features_KIPD = like_BPD.new_empty(classes, images, *like_BPD.shape[1:])
+        """Nothing is promised of what lies behind a class' images."""
+        self.count_K = torch.zeros(classes, dtype=torch.long, device=like_BPD.device)
+        """Images of each class that are kept."""
+
+    def add(self, features_BPD: Tensor, label_B: Tensor) -> None:
+        """Keep what there is room for."""
+        classes, images = self.features_KIPD.shape[:2]
+        hit_BK = F.one_hot(label_B, classes)
+        place_B = (self.count_K + hit_BK.cumsum(0)).gather(1, label_B[:, None])[:, 0] - 1
+        kept_B = place_B < images
+        self.features_KIPD[label_B[kept_B], place_B[kept_B]] = features_BPD[kept_B]
+        self.count_K = (self.count_K + hit_BK.sum(0)).clamp_max(images)
 
 
-def _first_images(outputs: Iterable[tuple[Batch, ModelOutput]], config: Config) -> tuple[Tensor, Tensor]:
-    """Features (M, P, D) of at most `images` images of each class, P positions each, and their labels (M,)."""
-    taken: Counter[int] = Counter()
-    pieces, labels = [], []
-    for batch, out_t in outputs:
-        chosen = []
-        for row, label in enumerate(batch.target.tolist()):
-            taken[label] += 1
-            if taken[label] <= config.images:
-                chosen.append(row)
-        tap = widen(out_t.layer(config.layer)[chosen])
-        pieces.append(tap.flatten(2).mT if tap.dim() == 4 else tap[:, None])
-        labels.append(batch.target[chosen])
-    return torch.cat(pieces), torch.cat(labels)
+def _positions(tap: Tensor, side: int) -> Tensor:
+    """A layer's features (B, P, D): one sample of a vector, or a map's at most `side` × `side` positions."""
+    if tap.dim() != 4:
+        return tap[:, None]
+    for dim in (2, 3):
+        size = tap.shape[dim]
+        if size > side:
+            tap = tap.index_select(dim, (2 * torch.arange(side, device=tap.device) + 1) * size // (2 * side))
+    return tap.flatten(2).mT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from otkd.core import plugins
 from otkd.core.config import SolverConfig
 from otkd.core.errors import OtkdError
-from otkd.ot.cost import COSTS, SCALES, normalized, positive, scale_of
+from otkd.ot.cost import COSTS, SCALES, check_memory, normalized, positive, scale_of, unit
 from otkd.ot.precision import full_precision, widen
 from otkd.ot.result import TransportResult
 
@@ -46,22 +47,37 @@ class Clouds:
     def scale(self) -> Tensor:
         """The divisor (…, 1, 1) of every cost: detached, 1 for `none` and where all cross costs are 0.
 
-        The mean of squared Euclidean costs comes without a cost matrix.
+        The mean of squared Euclidean costs, and that of cosines, comes without a cost matrix.
         """
         x_BND, y_BME = widen(self.x_BND.detach()), widen(self.y_BME.detach())
         if self.normalize == "none":
             return x_BND.new_ones((*x_BND.shape[:-2], 1, 1))
-        if (self.cost, self.normalize) == ("sqeuclidean", "mean") and x_BND.shape[-1] == y_BME.shape[-1]:
-            means_B1D = [part.mean(-2, keepdim=True) for part in (x_BND, y_BME)]
-            parts = zip((x_BND, y_BME), means_B1D, strict=True)
-            spread_B = sum((part - mean).square().sum(-1).mean(-1) for part, mean in parts)
-            gap_B = (means_B1D[0] - means_B1D[1]).square().sum((-2, -1))
-            return positive(gap_B + spread_B)[..., None, None]
-        return scale_of(self.ground(x_BND, y_BME), self.normalize)
+        if self.normalize != "mean" or self.cost not in MEANS or x_BND.shape[-1] != y_BME.shape[-1]:
+            return scale_of(self.ground(x_BND, y_BME), self.normalize)
+        with full_precision(x_BND):
+            return positive(MEANS[self.cost](x_BND, y_BME))[..., None, None]
 
     def ground(self, left_BND: Tensor, right_BMD: Tensor) -> Tensor:
         """Costs (…, N, M) from any points to any others of the same width, before normalisation."""
         return COSTS[self.cost](left_BND, right_BMD)
+
+
+def _mean_square(x_BND: Tensor, y_BMD: Tensor) -> Tensor:
+    """The mean of |x − y|²: both clouds' spread about their means, and the square of what lies between these."""
+    means_B1D = [part.mean(-2, keepdim=True) for part in (x_BND, y_BMD)]
+    parts = zip((x_BND, y_BMD), means_B1D, strict=True)
+    spread_B: Tensor = sum((part - mean).square().sum(-1).mean(-1) for part, mean in parts)  # type: ignore[assignment]
+    return spread_B + (means_B1D[0] - means_B1D[1]).square().sum((-2, -1))
+
+
+def _mean_cosine(x_BND: Tensor, y_BMD: Tensor) -> Tensor:
+    """The mean of 1 − cos. Rounding can bring it to the least that single costs have, not below."""
+    mean_x_BD, mean_y_BD = (unit(part).mean(-2) for part in (x_BND, y_BMD))
+    return 1 - (mean_x_BD * mean_y_BD).sum(-1)
+
+
+MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sqeuclidean": _mean_square, "cosine": _mean_cosine}
+"""Means of a cost between two clouds (…, N, D), (…, M, D) that need no matrix."""
 
 
 def transport(
@@ -72,6 +88,8 @@ def transport(
     start: tuple[Tensor, Tensor] | None = None,
 ) -> TransportResult:
     """Solve between two clouds by the solver that `config` belongs to, whatever that solver takes.
+
+    A solver may offer a `shortcut`, the same answer straight from the points; it returns None where it has none.
 
     Args:
         clouds: the points.
@@ -85,10 +103,16 @@ def transport(
     """
     if clouds.cost not in config.costs:
         raise OtkdError(f"{config.name} is not defined for the cost {clouds.cost}; it takes {', '.join(config.costs)}")
-    solve = plugins.load("ot", config.name).solve
-    more = {} if start is None else {"start": start}
-    with full_precision(clouds.x_BND):
-        result: TransportResult = solve(
-            clouds if config.takes == "points" else clouds.cross, a_BN, b_BM, config, **more
-        )
+    x_BND, y_BME = clouds.x_BND, clouds.y_BME
+    if min(x_BND.dim(), y_BME.dim()) >= 2:  # others are refused where they are read
+        check_memory(x_BND, x_BND.shape[:-1].numel() * y_BME.shape[-2], config.matrices)
+    solver = plugins.load("ot", config.name)
+    with full_precision(x_BND):
+        if start is None and hasattr(solver, "shortcut"):
+            found: TransportResult | None = solver.shortcut(clouds, a_BN, b_BM, config)
+            if found is not None:
+                return found
+        more = {} if start is None else {"start": start}
+        taken = clouds if config.takes == "points" else clouds.cross
+        result: TransportResult = solver.solve(taken, a_BN, b_BM, config, **more)
     return result

@@ -5,7 +5,8 @@ S(x, y) = OT(x, y) − ½ OT(x, x) − ½ OT(y, y), where OT is the entropic val
 towards its mean; S is 0 where the weighted clouds agree, and above 0 elsewhere.
 
 The two self-problems have one potential each, found by the averaged iteration f ← ½ (f + T f) (Feydy et al., Sec. 3.1),
-which takes few iterations: their kernel has the diagonal 1 and needs no stabilising.
+which takes few iterations: their kernel has the diagonal 1 and needs no stabilising. One problem is solved after the
+other, and only its part of the gradient in the points is kept.
 
 The gradient in the points holds the three plans fixed, which at convergence is exact (the envelope theorem). The plan
 is that of the cross problem.
@@ -29,7 +30,9 @@ from otkd.ot import entropic_rules as rules
 from otkd.ot.clouds import Clouds
 from otkd.ot.cost import scale_of
 from otkd.ot.entropic_batch import times
-from otkd.ot.precision import full_precision
+from otkd.ot.entropic_rules import Solution
+from otkd.ot.points import leaves, pull, with_gradients
+from otkd.ot.precision import full_precision, widen
 from otkd.ot.problem import read
 from otkd.ot.result import TransportResult
 
@@ -64,70 +67,66 @@ def solve(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Conf
     Raises:
         OtkdError: see `otkd.ot.problem.read`.
     """
-    x_BND, y_BMD = clouds.x_BND, clouds.y_BME
-    with full_precision(x_BND):
-        costs = _costs(clouds)
-        n, m, batch = x_BND.shape[-2], y_BMD.shape[-2], x_BND.shape[:-2]
-        with torch.no_grad():
-            cross = costs[0][..., n:]
-            scale_B11 = (
-                cross.new_ones(*batch, 1, 1) if clouds.normalize == "none" else scale_of(cross, clouds.normalize)
-            )
-            problem = read(cross / scale_B11, a_BN, b_BM)
-            solution = entropic.potentials(problem, config)
-            rate_B11 = (-1 / config.epsilon / scale_B11).reshape(-1, 1, 1)
-            self_x = _solve_self(costs[0][..., :n].reshape(-1, n, n) * rate_B11, problem.a_BN, config)
-            self_y = _solve_self(costs[1][..., :m].reshape(-1, m, m) * rate_B11, problem.b_BM, config)
-            value_B = solution.dual_B - (self_x.dual_B + self_y.dual_B) / 2
-            errors_B = torch.stack([solution.error_B, self_x.error_B, self_y.error_B])
-        value = _with_gradient(value_B.reshape(batch), costs, scale_B11, solution.plan_BNM, (self_x, self_y))
+    points = widen(clouds.x_BND), widen(clouds.y_BME)
+    with full_precision(points[0]):
+        pulled = leaves(*points)
+        scale_B11, weights, solution = _cross(clouds, pulled, a_BN, b_BM, config)
+        selves = [
+            _own(clouds, leaf, weight_BN, scale_B11, config) for leaf, weight_BN in zip(pulled, weights, strict=True)
+        ]
+        value_B = solution.dual_B - (selves[0].dual_B + selves[1].dual_B) / 2
+        errors_B = torch.stack([solution.error_B, *(own.error_B for own in selves)])
+        batch, n, m = points[0].shape[:-2], points[0].shape[-2], points[1].shape[-2]
+        value = with_gradients(value_B.reshape(batch), points, pulled)
     return TransportResult(
         value_B=value,
         plan_BNM=solution.plan_BNM.reshape(*batch, n, m),
         potentials=(solution.f_BN.reshape(*batch, n), solution.g_BM.reshape(*batch, m)),
-        n_iters=max(solution.n_iters, self_x.n_iters, self_y.n_iters),
+        n_iters=max(solution.n_iters, *(own.n_iters for own in selves)),
         marginal_error_B=solution.error_B.reshape(batch),
         converged_B=(errors_B <= config.tolerance).all(0).reshape(batch),
     )
 
 
-def _costs(clouds: Clouds) -> tuple[Tensor, Tensor]:
-    """Costs from x to (x, y), and from y to (y, x); of the latter only those to y where y takes no gradient.
+def _cross(
+    clouds: Clouds, pulled: list[Tensor], a_BN: Tensor | None, b_BM: Tensor | None, config: Config
+) -> tuple[Tensor, _Weights, Solution]:
+    """The scale, the weights and the solution of the problem between the clouds."""
+    cost = clouds.ground(*pulled)
+    with torch.no_grad():
+        scale_B11 = (
+            cost.new_ones(*cost.shape[:-2], 1, 1) if clouds.normalize == "none" else scale_of(cost, clouds.normalize)
+        )
+        problem = read(cost / scale_B11, a_BN, b_BM)
+        solution = entropic.potentials(problem, config)
+    weights = _Weights(problem.a_BN, problem.b_BM)
+    del problem  # for its memory
+    pull(cost, solution.plan_BNM.reshape(cost.shape) / scale_B11)
+    return scale_B11, weights, solution
 
-    Gradients flow into the points that costs are counted from: costs are symmetric, so that is half of each self-term's
-    and the cross term's own.
-    """
-    x_BND, y_BMD = clouds.x_BND, clouds.y_BME
-    if x_BND.shape[:-2] != y_BMD.shape[:-2] or x_BND.shape[-1] != y_BMD.shape[-1] or x_BND.dim() < 2:
-        clouds.ground(x_BND, y_BMD)  # refuses them, and says what fits
-    fixed_x_BND, fixed_y_BMD = x_BND.detach(), y_BMD.detach()
-    from_x = clouds.ground(x_BND, torch.cat([fixed_x_BND, fixed_y_BMD], -2))
-    if y_BMD.requires_grad:
-        return from_x, clouds.ground(y_BMD, torch.cat([fixed_y_BMD, fixed_x_BND], -2))
-    return from_x, clouds.ground(fixed_y_BMD, fixed_y_BMD)
+
+def _own(clouds: Clouds, leaf: Tensor, a_BN: Tensor, scale_B11: Tensor, config: Config) -> _Self:
+    """The problem of a cloud and itself. Costs are symmetric: its gradient goes by the rows alone, twice."""
+    cost, n = clouds.ground(leaf, leaf.detach()), leaf.shape[-2]
+    with torch.no_grad():
+        plan_BNN, own = _solve_self((cost * (-1 / config.epsilon / scale_B11)).reshape(-1, n, n), a_BN, config)
+        slope = plan_BNN.reshape(cost.shape).div_(-scale_B11)
+    pull(cost, slope)
+    return own
 
 
-def _with_gradient(
-    value: Tensor, costs: tuple[Tensor, Tensor], scale_B11: Tensor, plan_BNM: Tensor, selves: tuple[_Self, _Self]
-) -> Tensor:
-    """`value` with the derivative of ⟨P, C⟩ − ½ ⟨P_xx, C_xx⟩ − ½ ⟨P_yy, C_yy⟩ at fixed plans."""
-    for cost, part, cross in zip(costs, selves, (plan_BNM, plan_BNM.mT), strict=True):
-        if cost.requires_grad and torch.is_grad_enabled():
-            slope = torch.cat([part.plan_BNN.neg_(), cross], -1).reshape(cost.shape).div_(scale_B11)
-            own = value if not value.requires_grad else torch.zeros_like(value)
-            held = entropic.at_fixed_plan(own, cost, slope)
-            value = held if own is value else value + held
-    return value
+class _Weights(NamedTuple):
+    a_BN: Tensor
+    b_BM: Tensor
 
 
 class _Self(NamedTuple):
-    plan_BNN: Tensor
     error_B: Tensor
     dual_B: Tensor
     n_iters: int
 
 
-def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> _Self:
+def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Tensor, _Self]:
     """The problem of a cloud and itself, from −C/ε: u ← √(u / K (a u)) with K = exp(−C/ε); the plan is a u K a u."""
     single = len(exponent_BNN) == 1
     if single:
@@ -140,8 +139,8 @@ def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> _Self:
     plan_BNN = kernel_BNN.mul_(t_BN[..., :, None]).mul_(t_BN[..., None, :])
     error_B = 2 * _row_error(u_BN, s_BN, a_BN)
     if single:
-        return _Self(plan_BNN[None], error_B[None], dual_B[None], n_iters)
-    return _Self(plan_BNN, error_B, dual_B, n_iters)
+        return plan_BNN[None], _Self(error_B[None], dual_B[None], n_iters)
+    return plan_BNN, _Self(error_B, dual_B, n_iters)
 
 
 def _scale(kernel_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Tensor, Tensor, int]:

@@ -44,7 +44,7 @@ def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor
     _, blind = rules.budget(problem.cost_BNM.device, settings)
     single = len(problem.cost_BNM) == 1
     if single and not blind:
-        return _alone(problem, settings, start)
+        return alone(problem, settings, start)
     lowest_B1, highest_B1 = torch.aminmax(problem.cost_BNM.flatten(-2), dim=-1, keepdim=True)
     spread_B1 = highest_B1 - lowest_B1
     g_BM, epsilon_B1 = _begin(problem, settings, spread_B1, start)
@@ -58,7 +58,8 @@ def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor
     return Solution(f_BN, g_BM, plan_BNM, error_B + poison_B, dual_B + poison_B, n_iters)
 
 
-def _alone(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None) -> Solution:
+def alone(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None = None) -> Solution:
+    """One problem on the CPU; arguments as for `potentials`."""
     cost_BNM = problem.cost_BNM.numpy()
     lowest, highest = float(cost_BNM.min()), float(cost_BNM.max())
     spread, g_M = highest - lowest, None
@@ -98,6 +99,10 @@ def _warm(problem: Problem, g_BM: Tensor, start: tuple[Tensor, Tensor], epsilon:
             f"{tuple(g_BM.shape)}; give the potentials of a problem of the same shape"
         )
     warm_g_BM = start[1].detach().to(g_BM).reshape(g_BM.shape)
+    lowest_B1, highest_B1 = torch.aminmax(warm_g_BM, dim=-1, keepdim=True)
+    flat_BM = problem.cost_BNM.flatten(-2)
+    tame_B1 = highest_B1 - lowest_B1 <= 2 * (flat_BM.amax(-1, True) - flat_BM.amin(-1, True))  # as an optimal g is
+    warm_g_BM = torch.where(tame_B1, warm_g_BM - lowest_B1, 0)
     (f_BN, one_g_BM), (warm_f_BN, one_warm_g_BM) = (_log_iteration(problem, g, epsilon) for g in (g_BM, warm_g_BM))
     gain_BN, gain_BM = problem.a_BN * (warm_f_BN - f_BN), problem.b_BM * (one_warm_g_BM - one_g_BM)
     better_B1 = gain_BN.sum(-1, True) + gain_BM.sum(-1, True) > 0  # false where the start is not finite

@@ -7,15 +7,21 @@ exponential is the faster one, and looked at through numpy on the same memory. L
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg.lapack import get_lapack_funcs
+from torch import Tensor
 
 from otkd.ot import entropic_rules as rules
 from otkd.ot.entropic_rules import Pace, Settings, Solution
 from otkd.ot.problem import Problem
+
+THREADED = 9216
+"""Entries of a matrix from which on OpenBLAS multiplies it in several threads."""
 
 Array = Any  # a numpy array of the problem's precision
 
@@ -57,6 +63,7 @@ class _One:
         self.f_N: Array = 0.0
         self.matrix_NM = torch.empty_like(self.cost_NM)
         self.kernel_NM: Array = self.matrix_NM.numpy()
+        self.to_rows, self.to_columns = _product(self.matrix_NM), _product(self.matrix_NM.mT)
         self.t_N, self.s_N = np.empty_like(self.a_N), np.empty_like(self.a_N)
         self.w_M, self.z_M = np.empty_like(self.b_M), np.ones_like(self.b_M)
         self.epsilon = math.nan
@@ -78,21 +85,19 @@ class _One:
                 matrix_NM.sub_(top_N1).mul_(1 / epsilon).clamp_(min=-rules.DEPTH).exp_()
                 self.f_N = -top_N1[:, 0].numpy()
         np.divide(self.b_M, self.z_M, self.w_M)
-        np.dot(self.kernel_NM, self.w_M, self.s_N)
+        self.to_rows(self.w_M, self.s_N)
         self.advance(1, False)
 
     def advance(self, steps: int, newton: bool) -> None:
         """`steps` iterations, the first of them with a Newton step for the rows where that is the better one."""
-        a_N, b_M, kernel_NM, t_N, z_M, w_M, s_N = (
-            self.a_N, self.b_M, self.kernel_NM, self.t_N, self.z_M, self.w_M, self.s_N,
-        )  # fmt: skip
         if newton:
             self._newton()
+        a_N, b_M, t_N, z_M, w_M, s_N = self.a_N, self.b_M, self.t_N, self.z_M, self.w_M, self.s_N
         for _ in range(steps - newton):
             np.divide(a_N, s_N, t_N)
-            np.dot(t_N, kernel_NM, z_M)
+            self.to_columns(t_N, z_M)
             np.divide(b_M, z_M, w_M)
-            np.dot(kernel_NM, w_M, s_N)
+            self.to_rows(w_M, s_N)
 
     def error(self) -> float:
         """The rows' L1 error; the columns are exact. A problem that is not finite counts as solved."""
@@ -134,11 +139,11 @@ class _One:
 
     def _try(self, step_N: Array) -> bool:
         t_N = self.t_N * np.exp(step_N)
-        z_M = np.dot(t_N, self.kernel_NM)
+        z_M = self.to_columns(t_N, np.empty_like(self.z_M))
         if not np.dot(self.a_N, step_N) + np.dot(self.b_M, np.log(self.z_M / z_M)) > 0:
             return False
         self.t_N, self.z_M, self.w_M = t_N, z_M, self.b_M / z_M
-        np.dot(self.kernel_NM, self.w_M, self.s_N)
+        self.to_rows(self.w_M, self.s_N)
         return True
 
     def _by_cholesky(self, left_N: Array, right_M: Array, root_N: Array, y_N: Array) -> Array:
@@ -152,11 +157,12 @@ class _One:
         return solve(factor_NN, y_N, lower=1)[0]
 
     def _by_conjugate_gradients(self, left_N: Array, right_M: Array, _: Array, y_N: Array) -> Array:
-        squared_M, kernel_NM = right_M * right_M, self.kernel_NM
+        squared_M, image_N, image_M = right_M * right_M, np.empty_like(y_N), np.empty_like(right_M)
         x_N, rest_N, way_N = np.zeros_like(y_N), y_N, y_N
         size = first = float(np.dot(y_N, y_N))
         for _step in range(rules.CG):
-            image_N = way_N - left_N * np.dot(kernel_NM, np.dot(left_N * way_N, kernel_NM) * squared_M)
+            self.to_rows(self.to_columns(left_N * way_N, image_M) * squared_M, image_N)
+            image_N = way_N - left_N * image_N
             stride = size / max(float(np.dot(way_N, image_N)), 1e-37)
             x_N = x_N + stride * way_N
             rest_N = rest_N - stride * image_N
@@ -165,3 +171,18 @@ class _One:
                 break
             way_N = rest_N + (size / before) * way_N
         return x_N
+
+
+def _product(matrix_NM: Tensor) -> Callable[[Array, Array], Array]:
+    """The product of a matrix, whose entries may change, with a vector, written to the second argument.
+
+    numpy starts sooner; from the size on at which its BLAS takes threads of its own, torch's number of threads rules.
+    """
+    if matrix_NM.numel() < THREADED:
+        return partial(np.dot, matrix_NM.numpy())
+
+    def product(vector_M: Array, out_N: Array) -> Array:
+        torch.mv(matrix_NM, torch.from_numpy(vector_M), out=torch.from_numpy(out_N))
+        return out_N
+
+    return product

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from otkd.ot import problem
+
 ANNEALING = 4.0
 STEEP = 100.0
 """Costs' range in units of ε from which on ε-scaling pays."""
@@ -70,11 +72,7 @@ class Solution(NamedTuple):
 
 def budget(device: torch.device, settings: Settings) -> tuple[int, bool]:
     """The most iterations, and whether just so many are run without a look at the error."""
-    if settings.iterations is not None:
-        return settings.iterations, True
-    if device.type == "cpu":
-        return settings.max_iters, False
-    return min(settings.max_iters, DEVICE_BUDGET), True
+    return problem.budget(device, settings, DEVICE_BUDGET)
 
 
 def newton_price(n: int) -> float:

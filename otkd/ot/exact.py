@@ -19,6 +19,8 @@ from otkd.ot.simplex import vertices
 class Config(SolverConfig):
     """Exact optimal transport on the CPU."""
 
+    waits = True
+
     name: str = "exact"
     """The plug-in's file name without `.py`."""
     max_iters: PositiveInt = 100_000

@@ -18,6 +18,7 @@ from torch import Tensor
 from otkd.core.config import SolverConfig
 from otkd.ot import structure
 from otkd.ot.clouds import Clouds
+from otkd.ot.points import read
 from otkd.ot.precision import full_precision
 from otkd.ot.result import TransportResult
 
@@ -26,6 +27,8 @@ class Config(SolverConfig):
     """Costs between the clouds and distances inside each."""
 
     takes = "points"
+    waits = True
+    matrices = 9
 
     name: str = "fused_gromov"
     """The plug-in's file name without `.py`."""
@@ -45,8 +48,8 @@ def solve(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Conf
     """Search for a plan for each leading index, on the CPU in float64; see `TransportResult`.
 
     Raises:
-        OtkdError: see `otkd.ot.structure.read`.
+        OtkdError: see `otkd.ot.points.read`.
     """
     with full_precision(clouds.x_BND):
-        points = structure.read(clouds, a_BN, b_BM)
+        points = read(clouds, a_BN, b_BM)
         return structure.solve(clouds, points, config.alpha, config)

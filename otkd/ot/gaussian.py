@@ -30,9 +30,9 @@ from torch import Tensor
 from otkd.core.config import SolverConfig
 from otkd.ot.clouds import Clouds
 from otkd.ot.cost import unit
+from otkd.ot.points import read
 from otkd.ot.precision import full_precision
 from otkd.ot.result import TransportResult
-from otkd.ot.structure import read
 
 
 class Config(SolverConfig):
@@ -40,6 +40,8 @@ class Config(SolverConfig):
 
     takes = "points"
     costs = ("sqeuclidean", "cosine")
+    waits = True
+    matrices = 0
 
     name: str = "gaussian"
     """The plug-in's file name without `.py`."""
@@ -53,7 +55,7 @@ def solve(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Conf
     A cloud that is not finite gives a value that is not finite, and is not converged.
 
     Raises:
-        OtkdError: see `otkd.ot.structure.read`.
+        OtkdError: see `otkd.ot.points.read`.
     """
     with full_precision(clouds.x_BND):
         x_BND, y_BMD, a_BN, b_BM = read(clouds, a_BN, b_BM)

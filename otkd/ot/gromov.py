@@ -27,6 +27,7 @@ from torch import Tensor
 from otkd.core.config import SolverConfig
 from otkd.ot import structure
 from otkd.ot.clouds import Clouds
+from otkd.ot.points import read
 from otkd.ot.precision import full_precision
 from otkd.ot.result import TransportResult
 
@@ -36,6 +37,8 @@ class Config(SolverConfig):
 
     takes = "points"
     any_widths = True
+    waits = True
+    matrices = 8
 
     name: str = "gromov"
     """The plug-in's file name without `.py`."""
@@ -53,8 +56,8 @@ def solve(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Conf
     """Search for a plan for each leading index, on the CPU in float64; see `TransportResult`.
 
     Raises:
-        OtkdError: see `otkd.ot.structure.read`.
+        OtkdError: see `otkd.ot.points.read`.
     """
     with full_precision(clouds.x_BND):
-        points = structure.read(clouds, a_BN, b_BM, any_widths=True)
+        points = read(clouds, a_BN, b_BM, any_widths=True)
         return structure.solve(clouds, points, 1.0, config)

@@ -3,9 +3,10 @@
 min ⟨P, C⟩ over P ≥ 0 with P1 ≤ a, Pᵀ1 ≤ b and total mass m. Points that match nothing are left where they are.
 
 A dummy point on each side, free to reach and of mass 1 − m, takes what is left out, and makes it a balanced problem for
-the network simplex (Chapel, Alaya & Gasso, NeurIPS 2020, Prop. 1). What the two dummies would pay for each other is
-above twice the largest cost, so they never do. It is solved as `exact` is: on the CPU, in float64, to a vertex, with
-the plan as gradient, exact wherever the optimal plan is unique and a subgradient elsewhere.
+the network simplex (Chapel, Alaya & Gasso, NeurIPS 2020, Prop. 1). The two dummies would pay the largest cost for each
+other, so they never do: with costs that begin at 0 any price above that is enough. It is solved as `exact` is: on the
+CPU, in float64, to a vertex, with the plan as gradient, exact wherever the optimal plan is unique and a subgradient
+elsewhere.
 
 The value is the cost of the mass that moves, not divided by m; POT's `partial_wasserstein2` has the same.
 """
@@ -14,13 +15,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from otkd.core.config import SolverConfig
-from otkd.ot.problem import Problem, read, transport_cost
+from otkd.ot.problem import read, transport_cost
 from otkd.ot.result import TransportResult
 from otkd.ot.simplex import vertices
 
@@ -29,6 +28,7 @@ class Config(SolverConfig):
     """Exact transport of a fraction of the mass, on the CPU."""
 
     balanced = False
+    waits = True
 
     name: str = "partial"
     """The plug-in's file name without `.py`."""
@@ -48,24 +48,14 @@ def solve(cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None, config: Co
         OtkdError: see `otkd.ot.problem.read`.
     """
     problem = read(cost_BNM, a_BN, b_BM)
-    batch, (n, m) = cost_BNM.shape[:-2], cost_BNM.shape[-2:]
-    found = vertices(problem if config.mass == 1 else _with_dummies(problem, config.mass), config.max_iters)
-    plan_BNM = found.plan_BNM[:, :n, :m].contiguous()
-    plan = plan_BNM.reshape(cost_BNM.shape)
+    batch = cost_BNM.shape[:-2]
+    found = vertices(problem, config.max_iters, left=1 - config.mass)
+    plan = found.plan_BNM.reshape(cost_BNM.shape)
     return TransportResult(
         value_B=transport_cost(cost_BNM, plan),
         plan_BNM=plan,
         potentials=None,
         n_iters=0,
-        marginal_error_B=problem.plan_error(plan_BNM).reshape(batch),
+        marginal_error_B=problem.plan_error(found.plan_BNM).reshape(batch),
         converged_B=found.optimal_B.reshape(batch),
     )
-
-
-def _with_dummies(problem: Problem, mass: float) -> Problem:
-    """One more point on each side; costs are shifted to begin at 0, which moves every plan's cost alike."""
-    cost_BNM = problem.cost_BNM - problem.cost_BNM.amin((-2, -1), keepdim=True)
-    largest_B = cost_BNM.amax((-2, -1))
-    cost_BNM = F.pad(cost_BNM, (0, 1, 0, 1))
-    cost_BNM[:, -1, -1] = torch.where(largest_B > 0, 2 * largest_B, 1)
-    return Problem(cost_BNM, F.pad(problem.a_BN, (0, 1), value=1 - mass), F.pad(problem.b_BM, (0, 1), value=1 - mass))

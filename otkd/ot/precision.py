@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,5 +14,6 @@ def widen(tensor: Tensor) -> Tensor:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
-    """Switch autocast off for the device of `tensor`."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    """Switch autocast off for the device of `tensor`, where it is on."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,27 @@ from otkd.core.errors import OtkdError
 from otkd.ot.precision import widen
 
 MASS_TOLERANCE = 1e-3
+
+
+class Limits(Protocol):
+    """How long a solver that iterates may take."""
+
+    @property
+    def max_iters(self) -> int: ...
+    @property
+    def iterations(self) -> int | None: ...
+
+
+def budget(device: torch.device, limits: Limits, unseen: int) -> tuple[int, bool]:
+    """The most iterations, and whether just so many are run without a look at the error.
+
+    Where the host would have to wait for the device to look, `unseen` stands in for a tolerance.
+    """
+    if limits.iterations is not None:
+        return limits.iterations, True
+    if device.type == "cpu":
+        return limits.max_iters, False
+    return min(limits.max_iters, unseen), True
 
 
 class Problem(NamedTuple):
@@ -38,8 +59,8 @@ def read(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
         raise OtkdError(f"a cost is a float tensor (…, N, M) with N, M ≥ 1; got {tuple(cost.shape)} of {cost.dtype}")
     flat_BNM = widen(cost.detach()).reshape(-1, *cost.shape[-2:]).contiguous()
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
-    a_BN = weights("a", a, lead, n, cost.device).to(flat_BNM)
-    b_BM = weights("b", b, lead, m, cost.device).to(flat_BNM)
+    a_BN = weights("a", a, lead, n, flat_BNM)
+    b_BM = weights("b", b, lead, m, flat_BNM)
     return Problem(flat_BNM, a_BN, b_BM)
 
 
@@ -48,21 +69,21 @@ def transport_cost(cost: Tensor, plan: Tensor) -> Tensor:
     return (widen(cost) * plan).sum((-2, -1))
 
 
-def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, device: torch.device) -> Tensor:
-    """Weights (B, n) in float64 that sum to 1, from `given` of shape (…, n); None stands for equal ones on `device`.
+def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, like: Tensor) -> Tensor:
+    """Weights (B, n) that sum to 1, from `given` of shape (…, n); None stands for equal ones.
 
     Args:
         name: what messages call them.
         given: one weight per point; leading dimensions that it lacks are shared.
         lead: the leading dimensions …, of B problems in all.
         n: points in each problem.
-        device: only for equal weights, which need no look at the data.
+        like: whose type and device they take.
 
     Raises:
         OtkdError: another shape, weights that are negative or do not sum to 1.
     """
     if given is None:
-        return torch.full((lead.numel(), n), 1 / n, dtype=torch.float64, device=device)
+        return like.new_full((lead.numel(), n), 1 / n)
     try:
         flat = given.detach().double().expand(*lead, n).reshape(-1, n)
     except RuntimeError:
@@ -75,4 +96,4 @@ def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, device: t
             f"marginal {name} is no probability: smallest weight {flat.min().item():.3g}, "
             f"sums from {mass.min().item():.6g} to {mass.max().item():.6g}; divide non-negative weights by their sum"
         )
-    return flat / mass
+    return (flat / mass).to(like)

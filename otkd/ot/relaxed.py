@@ -44,7 +44,7 @@ def solve(cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None, config: Co
     f_BN = _nearest(problem.cost_BNM, problem.b_BM[:, None, :])
     g_BM = _nearest(problem.cost_BNM.mT, problem.a_BN[:, None, :])
     by_rows_B1 = ((problem.a_BN * f_BN).sum(-1) >= (problem.b_BM * g_BM).sum(-1))[:, None]
-    plan_BNM = torch.where(by_rows_B1[..., None], _rows(problem, f_BN), _columns(problem, g_BM))
+    plan_BNM = _rows(problem, f_BN, by_rows_B1).add_(_columns(problem, g_BM, ~by_rows_B1))
     plan = plan_BNM.reshape(cost_BNM.shape)
     value_B = transport_cost(cost_BNM, plan)
     return TransportResult(
@@ -62,11 +62,11 @@ def _nearest(cost_BNM: Tensor, weight_B1M: Tensor) -> Tensor:
     return torch.where(weight_B1M > 0, cost_BNM, torch.inf).amin(-1)
 
 
-def _rows(problem: Problem, f_BN: Tensor) -> Tensor:
-    """Every row's weight on its nearest columns, in equal shares."""
-    at_BNM = (problem.cost_BNM == f_BN[..., None]) & (problem.b_BM > 0)[:, None, :]
-    return at_BNM * (problem.a_BN / at_BNM.sum(-1).clamp_min(1))[..., None]
+def _rows(problem: Problem, f_BN: Tensor, chosen_B1: Tensor) -> Tensor:
+    """Every row's weight on its nearest columns, in equal shares, in the chosen problems."""
+    at_BNM = (problem.cost_BNM == f_BN[..., None]).logical_and_((problem.b_BM > 0)[:, None, :])
+    return at_BNM * (chosen_B1 * problem.a_BN / at_BNM.sum(-1).clamp_min(1))[..., None]
 
 
-def _columns(problem: Problem, g_BM: Tensor) -> Tensor:
-    return _rows(Problem(problem.cost_BNM.mT, problem.b_BM, problem.a_BN), g_BM).mT
+def _columns(problem: Problem, g_BM: Tensor, chosen_B1: Tensor) -> Tensor:
+    return _rows(Problem(problem.cost_BNM.mT, problem.b_BM, problem.a_BN), g_BM, chosen_B1).mT

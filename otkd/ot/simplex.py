@@ -1,20 +1,28 @@
-"""POT's network simplex over a batch of problems: on the CPU, in float64, on as many threads as torch may use."""
+"""POT's network simplex over a batch of problems: on the CPU, in float64, on as many threads as torch may use.
+
+Each problem is widened to float64 by itself, when its turn comes. POT keeps about five more matrices of its size for as
+long as it works on it.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from otkd.ot.cost import positive
 from otkd.ot.problem import Problem
 
 THREADED_SIZE = 2**17
 """Entries of all cost matrices from which on threads pay: to start them takes as long as a few problems of 64 × 64."""
+
+Array = Any
+"""Of numpy, in float64 where nothing else is said."""
 
 
 class Vertices(NamedTuple):
@@ -28,30 +36,35 @@ class Vertices(NamedTuple):
     """Whether POT found the optimum."""
 
 
-def vertices(problem: Problem, max_iters: int) -> Vertices:
+def vertices(problem: Problem, max_iters: int, left: float = 0.0) -> Vertices:
     """Solve each problem within `max_iters` pivots; NaN and not optimal where the cost is not finite.
 
-    Costs are moved into [0, 1] first: POT finds negative ones infeasible and takes gains below about 1e-13 for none.
+    Args:
+        problem: costs and marginals.
+        max_iters: pivots per problem.
+        left: how much of either marginal may stay where it is, at no cost; the potentials mean nothing then.
     """
-    cost_BNM, a_BN, b_BM = (part.double().cpu() for part in problem)
-    low_B11, high_B11 = (bound((-2, -1), keepdim=True) for bound in (cost_BNM.amin, cost_BNM.amax))
-    span_B11 = positive(high_B11 - low_B11)
-    arrays = [part.numpy() for part in ((cost_BNM - low_B11).div_(span_B11), a_BN, b_BM)]
-    answers = [torch.full_like(part, torch.nan) for part in (cost_BNM, a_BN, b_BM)]
+    host = [part.cpu() for part in problem]
+    given = [part.numpy() for part in host]
+    answers = [torch.full_like(part, torch.nan) for part in host]
     outputs = [answer.numpy() for answer in answers]
-    finite = (high_B11 - low_B11).isfinite().flatten().tolist()
 
     def work(index: int) -> bool:
-        return finite[index] and _pivot([part[index] for part in arrays], [out[index] for out in outputs], max_iters)
+        cost_NM, a_N, b_M = (part[index] for part in given)
+        found = vertex(cost_NM, a_N, b_M, max_iters, left)
+        if found is None:
+            return False
+        *arrays, optimal = found
+        for output, array in zip(outputs, arrays, strict=True):
+            output[index] = array
+        return bool(optimal)
 
-    optimal_B = torch.tensor(_each(work, len(finite), cost_BNM.numel()))
-    f_BN, g_BM = answers[1] * span_B11[:, 0] + low_B11[:, 0], answers[2] * span_B11[:, 0]
-    shift_B1 = ((b_BM * g_BM).sum(-1, keepdim=True) - (a_BN * f_BN).sum(-1, keepdim=True)) / 2
-    plan_BNM, f_BN, g_BM = (part.to(problem.cost_BNM) for part in (answers[0], f_BN + shift_B1, g_BM - shift_B1))
+    optimal_B = torch.tensor(each(work, len(host[0]), host[0].numel()))
+    plan_BNM, f_BN, g_BM = (part.to(problem.cost_BNM.device) for part in answers)
     return Vertices(plan_BNM, f_BN, g_BM, optimal_B.to(plan_BNM.device))
 
 
-def _each(work: Callable[[int], bool], count: int, size: int) -> list[bool]:
+def each(work: Callable[[int], Any], count: int, size: int) -> list[Any]:
     """`work` for every index, in order; the threads end with the call, so that a later fork finds none."""
     threads = min(count, torch.get_num_threads())
     with warnings.catch_warnings():  # around the threads: what it sets is the whole process's
@@ -62,12 +75,28 @@ def _each(work: Callable[[int], bool], count: int, size: int) -> list[bool]:
             return list(pool.map(work, range(count)))
 
 
-def _pivot(arrays: list[Any], outputs: list[Any], max_iters: int) -> bool:
-    """Write the plan and both potentials of one problem (cost, a, b) to `outputs`; whether they are optimal."""
+def vertex(
+    cost_NM: Array, a_N: Array, b_M: Array, max_iters: int, left: float = 0.0
+) -> tuple[Array, Array, Array, bool] | None:
+    """Plan, both potentials and whether they are optimal, for one problem of any precision; None if it is not finite.
+
+    Costs are moved into [0, 1] first: POT finds negative ones infeasible and takes gains below about 1e-13 for none.
+    """
     import ot as pot  # POT; importing it takes seconds
 
-    cost_NM, a_N, b_M = arrays
-    options = {"numItermax": max_iters, "center_dual": False, "check_marginals": False}  # both are done here, batched
-    plan_NM, log = pot.emd(a_N, b_M, cost_NM, log=True, **options)
-    outputs[0][:], outputs[1][:], outputs[2][:] = plan_NM, log["u"], log["v"]
-    return log["warning"] is None
+    (n, m), low = cost_NM.shape, float(cost_NM.min())
+    span = float(cost_NM.max()) - low
+    if not math.isfinite(span):
+        return None
+    span = span if span > 0 else 1.0
+    a_N, b_M = (np.append(part, left).astype(float) if left else part.astype(float) for part in (a_N, b_M))
+    unit_NM = np.zeros((len(a_N), len(b_M)))
+    np.subtract(cost_NM, low, out=unit_NM[:n, :m], dtype=float)
+    unit_NM *= 1 / span
+    if left:
+        unit_NM[n, m] = 1.0
+    options = {"numItermax": max_iters, "center_dual": False, "check_marginals": False}  # both are done elsewhere
+    plan_NM, log = pot.emd(a_N, b_M, unit_NM, log=True, **options)
+    f_N, g_M = span * log["u"] + low, span * log["v"]
+    shift = (b_M @ g_M - a_N @ f_N) / 2
+    return plan_NM[:n, :m], f_N[:n] + shift, g_M[:m] - shift, log["warning"] is None

@@ -31,15 +31,16 @@ from torch.nn import functional as F
 from otkd.core.config import SolverConfig
 from otkd.ot.clouds import Clouds
 from otkd.ot.cost import unit
+from otkd.ot.points import Points, read
 from otkd.ot.precision import full_precision
 from otkd.ot.result import TransportResult
-from otkd.ot.structure import Points, read
 
 
 class Config(SolverConfig):
     """Transport between projections onto random lines."""
 
     takes = "points"
+    matrices = 0
 
     name: str = "sliced"
     """The plug-in's file name without `.py`."""
@@ -57,7 +58,7 @@ def solve(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Conf
     A cloud that is not finite gives a value that is not finite, and is not converged.
 
     Raises:
-        OtkdError: see `otkd.ot.structure.read`.
+        OtkdError: see `otkd.ot.points.read`.
     """
     with full_precision(clouds.x_BND):
         lines = _lines(clouds, a_BN, b_BM)

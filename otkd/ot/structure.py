@@ -1,4 +1,4 @@
-"""What the solvers share that take points: two checked clouds, and the search for a plan between their inner distances.
+"""The search for a plan between the distances inside two clouds: what `gromov` and `fused_gromov` share.
 
 Gromov–Wasserstein (Mémoli, Found. Comput. Math. 2011) compares distances inside each cloud: a plan P costs
 E(P) = Σ (Cx_ik − Cy_jl)² P_ij P_kl = Σ Cx_ik² a_i a_k + Σ Cy_jl² b_j b_l − 2 ⟨Cx P Cy, P⟩, three matrix products
@@ -17,56 +17,24 @@ as their distributions of distances to all others differ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from otkd.core.errors import OtkdError
-from otkd.ot import exact, sinkhorn
+from otkd.ot import simplex, sinkhorn
 from otkd.ot.clouds import Clouds
 from otkd.ot.cost import normalized
-from otkd.ot.precision import widen
-from otkd.ot.problem import Problem, weights
+from otkd.ot.points import Points, leaves, pull, with_gradients
+from otkd.ot.problem import Problem
 from otkd.ot.result import TransportResult
 
+PIVOTS = 100_000
+"""The most that the network simplex may take for a step."""
 INNER_TOLERANCE = 1e-10
 """Marginal error at which the entropic problem of one step is solved."""
 LEVELS = 64
 """Quantiles by which the start compares distributions of distances."""
-
-
-class Points(NamedTuple):
-    """Points (B, N, D), (B, M, E) with gradient and weights (B, N), (B, M) of mass 1, in float32 or float64."""
-
-    x_BND: Tensor
-    y_BME: Tensor
-    a_BN: Tensor
-    b_BM: Tensor
-
-
-def read(clouds: Clouds, a: Tensor | None, b: Tensor | None, any_widths: bool = False) -> Points:
-    """Check two clouds (…, N, D), (…, M, E) and their weights; None stands for equal ones. Points need not be finite.
-
-    Raises:
-        OtkdError: shapes that do not fit, no points, weights that are negative or do not sum to 1.
-    """
-    x, y = clouds.x_BND, clouds.y_BME
-    same = min(x.dim(), y.dim()) >= 2 and x.shape[:-2] == y.shape[:-2] and (any_widths or x.shape[-1] == y.shape[-1])
-    if not same or x.numel() == 0 or y.numel() == 0 or not (x.is_floating_point() and y.is_floating_point()):
-        raise OtkdError(
-            f"points of shape {tuple(x.shape)} and {tuple(y.shape)}, {x.dtype} and {y.dtype}, are no two clouds: "
-            "a solver takes floats (…, N, D) and (…, M, D) with the same leading dimensions and N, M ≥ 1"
-            + ("" if any_widths else ", of the same width D")
-        )
-    dtype = torch.promote_types(widen(x).dtype, y.dtype)
-    a_BN, b_BM = (
-        weights(name, given, x.shape[:-2], part.shape[-2], x.device).to(x.device, dtype)
-        for name, given, part in (("a", a, x), ("b", b, y))
-    )
-    flat_x_BND, flat_y_BME = (part.to(dtype).reshape(-1, *part.shape[-2:]) for part in (x, y))
-    return Points(flat_x_BND, flat_y_BME, a_BN, b_BM)
 
 
 class Settings(Protocol):
@@ -100,27 +68,51 @@ class Task(NamedTuple):
 
     def value(self, plan_BNM: Tensor) -> Tensor:
         """The objective, with the plan's own marginals in E, so that E ≥ 0 for every plan."""
-        distortion_BNM = self._distortion(plan_BNM, plan_BNM.sum(-1), plan_BNM.sum(-2))
-        return (((1 - self.alpha) * self.cross_BNM + self.alpha * distortion_BNM) * plan_BNM).sum((-2, -1))
+        slope_BNM = self.linear(plan_BNM, self.offset(plan_BNM.sum(-1), plan_BNM.sum(-2)), 1)
+        return slope_BNM.mul_(plan_BNM).sum((-2, -1))
 
-    def slope(self, plan_BNM: Tensor) -> Tensor:
-        """The objective's gradient at a coupling: a cost."""
-        distortion_BNM = self._distortion(plan_BNM, self.a_BN, self.b_BM)
-        return (1 - self.alpha) * self.cross_BNM + 2 * self.alpha * distortion_BNM
+    def offset(self, row_BN: Tensor, column_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Cx² a (…, N, 1) and Cy² b (…, 1, M), the part of E's slope that all plans with these marginals share."""
+        squares_x_BN1 = self.inner_x_BNN.square() @ row_BN[..., None]
+        return squares_x_BN1, (self.inner_y_BMM.square() @ column_BM[..., None]).mT
+
+    def linear(self, plan_BNM: Tensor, offset: tuple[Tensor, Tensor], degree: int) -> Tensor:
+        """(1 − α) C + degree · α (Cx² a ⊕ Cy² b − 2 Cx P Cy): of degree 2 the slope, of 1 what makes the value."""
+        cost_BNM = (self.inner_x_BNN @ plan_BNM) @ self.inner_y_BMM
+        cost_BNM.mul_(-2).add_(offset[0]).add_(offset[1]).mul_(degree * self.alpha)
+        return cost_BNM.add_(self.cross_BNM, alpha=1 - self.alpha)
 
     def product(self) -> Tensor:
         """The coupling a bᵀ."""
-        return self.a_BN[:, :, None] * self.b_BM[:, None, :]
+        return self.a_BN[..., :, None] * self.b_BM[..., None, :]
 
     def divergence(self, plan_BNM: Tensor) -> Tensor:
         """KL(P | a bᵀ)."""
-        return (torch.xlogy(plan_BNM, plan_BNM) - torch.xlogy(plan_BNM, self.product())).sum((-2, -1))
+        product_BNM = self.product()
+        shared_BNM = torch.xlogy(plan_BNM, product_BNM, out=product_BNM)
+        return torch.xlogy(plan_BNM, plan_BNM).sub_(shared_BNM).sum((-2, -1))
 
-    def _distortion(self, plan_BNM: Tensor, row_BN: Tensor, column_BM: Tensor) -> Tensor:
-        """Cx² a ⊕ Cy² b − 2 Cx P Cy."""
-        squares_x_BN1 = self.inner_x_BNN.square() @ row_BN[..., None]
-        squares_y_B1M = (self.inner_y_BMM.square() @ column_BM[..., None]).mT
-        return squares_x_BN1 + squares_y_B1M - 2 * (self.inner_x_BNN @ plan_BNM @ self.inner_y_BMM)
+    def pull(self, plan_BNM: Tensor) -> None:
+        """Lead the objective's derivative at a fixed plan to the leaves that the costs were made from."""
+        pull(self.cross_BNM, (1 - self.alpha) * plan_BNM)
+        with torch.no_grad():
+            inner_x_BNN, inner_y_BMM = self.inner_x_BNN.detach(), self.inner_y_BMM.detach()
+        for graph, own, other, plan in (
+            (self.inner_x_BNN, inner_x_BNN, inner_y_BMM, plan_BNM),
+            (self.inner_y_BMM, inner_y_BMM, inner_x_BNN, plan_BNM.mT),
+        ):
+            if graph.requires_grad:
+                weight_BN = plan.sum(-1)
+                slope_BNN = (plan @ other @ plan.mT).neg_()
+                slope_BNN.addcmul_(own * weight_BN[..., :, None], weight_BN[..., None, :])
+                pull(graph, slope_BNN.mul_(2 * self.alpha))
+
+
+class _Found(NamedTuple):
+    plan_NM: Tensor
+    n_iters: int
+    converged: bool
+    """Whether one more step would gain less than the tolerance."""
 
 
 def solve(clouds: Clouds, points: Points, alpha: float, config: Settings) -> TransportResult:
@@ -128,11 +120,18 @@ def solve(clouds: Clouds, points: Points, alpha: float, config: Settings) -> Tra
 
     A cloud that is not finite gives NaN, not converged; its plan is the product.
     """
-    task = _task(clouds, points, alpha)
+    pulled = leaves(points.x_BND, points.y_BME)
+    task = _task(clouds, points._replace(x_BND=pulled[0], y_BME=pulled[1]), alpha)
+    fixed = task.each(Tensor.detach)
     with torch.no_grad():
-        found, n_iters, converged_B = _search(task.each(lambda part: part.detach().cpu()), config)
-    plan_BNM = found.to(points.a_BN.device)
-    value_B, plan = task.value(plan_BNM).to(points.a_BN), plan_BNM.to(points.a_BN)
+        found, n_iters, converged_B = _search(fixed.each(Tensor.cpu), config)
+        plan_BNM = found.to(points.a_BN.device)
+        del found
+        value_B = fixed.value(plan_BNM).to(points.a_BN)
+    task.pull(plan_BNM)
+    del task, fixed
+    value_B = with_gradients(value_B, points[:2], pulled)
+    plan = plan_BNM.to(points.a_BN)
     error_B = Problem(plan, points.a_BN, points.b_BM).plan_error(plan)
     batch = clouds.x_BND.shape[:-2]
     return TransportResult(
@@ -152,68 +151,89 @@ def _task(clouds: Clouds, points: Points, alpha: float) -> Task:
     )
     cross_BNM = inner_x_BNN.new_zeros(len(inner_x_BNN), 1, 1)
     if alpha < 1:
-        cross_BNM = clouds.cross.double().reshape(-1, *clouds.cross.shape[-2:])
+        cross_BNM = normalized(clouds.ground(points.x_BND, points.y_BME), clouds.normalize).double()
     return Task(inner_x_BNN, inner_y_BMM, cross_BNM, points.a_BN.double(), points.b_BM.double(), alpha)
 
 
+@torch.no_grad()
 def _search(task: Task, config: Settings) -> tuple[Tensor, int, Tensor]:
-    """Plan, number of steps and convergence of each problem, from the better of two starts."""
-    both = task.each(lambda part: torch.cat([part, part]))
-    plan_BNM, n_iters, converged_B = _descend(both, torch.cat([task.product(), _third_lower_bound(task)]), config)
-    value_2B = both.value(plan_BNM)
-    if config.kind == "entropic":
-        value_2B = value_2B + config.epsilon * both.divergence(plan_BNM)
-    first_B, second_B = value_2B.chunk(2)
-    count = len(first_B)
-    kept_B = torch.arange(count, device=first_B.device) + count * (second_B < first_B)
-    return plan_BNM[kept_B], n_iters, converged_B[kept_B]
+    """Plan, most steps of a search, and convergence of each problem."""
+    plan_BNM = torch.empty((*task.a_BN.shape, task.b_BM.shape[-1]), dtype=task.a_BN.dtype)
+
+    def work(index: int) -> tuple[int, bool]:
+        with torch.no_grad():  # in every thread
+            found = _better(task.each(lambda part: part[index]), config)
+        plan_BNM[index] = found.plan_NM
+        return found.n_iters, found.converged
+
+    evidence = simplex.each(work, len(plan_BNM), plan_BNM.numel())
+    return plan_BNM, max(n_iters for n_iters, _ in evidence), torch.tensor([converged for _, converged in evidence])
+
+
+def _better(task: Task, config: Settings) -> _Found:
+    """The better end of two searches, one after the other, for one problem."""
+    offset = task.offset(task.a_BN, task.b_BM)
+    first = _descend(task, offset, task.product(), config)
+    second = _descend(task, offset, _third_lower_bound(task), config)
+    n_iters = max(first.n_iters, second.n_iters)
+    kept = second if _judged(task, second.plan_NM, config) < _judged(task, first.plan_NM, config) else first
+    return kept._replace(n_iters=n_iters)
+
+
+def _judged(task: Task, plan_NM: Tensor, config: Settings) -> float:
+    """What the search lowers."""
+    value = task.value(plan_NM).item()
+    return value if config.kind == "exact" else value + config.epsilon * task.divergence(plan_NM).item()
 
 
 def _third_lower_bound(task: Task) -> Tensor:
     """The plan of Mémoli's third lower bound, with distributions of distances cut to `LEVELS` quantiles."""
-    quantile_x_BNL = _quantiles(task.inner_x_BNN, task.a_BN)
-    quantile_y_BML = _quantiles(task.inner_y_BMM, task.b_BM)
-    bound_BNM = torch.cdist(quantile_x_BNL, quantile_y_BML).square() / LEVELS
-    cost_BNM = (1 - task.alpha) * task.cross_BNM + task.alpha * bound_BNM
-    return _planned(exact.solve(cost_BNM, task.a_BN, task.b_BM, exact.Config()))
+    quantile_x_NL = _quantiles(task.inner_x_BNN, task.a_BN)
+    quantile_y_ML = _quantiles(task.inner_y_BMM, task.b_BM)
+    cost_NM = torch.cdist(quantile_x_NL, quantile_y_ML).square_().mul_(task.alpha / LEVELS)
+    cost_NM.add_(task.cross_BNM, alpha=1 - task.alpha)
+    found = simplex.vertex(cost_NM.numpy(), task.a_BN.numpy(), task.b_BM.numpy(), PIVOTS)
+    return task.product() if found is None else torch.from_numpy(found[0])
 
 
-def _quantiles(inner_BNN: Tensor, weight_BN: Tensor) -> Tensor:
-    """Quantiles (B, N, `LEVELS`) of each point's distances to all."""
-    distance_BNN, order_BNN = inner_BNN.sort(-1)
-    reached_BNN = weight_BN[:, None, :].expand_as(inner_BNN).gather(-1, order_BNN).cumsum(-1)
-    level_L = (torch.arange(LEVELS, dtype=inner_BNN.dtype, device=inner_BNN.device) + 0.5) / LEVELS
-    index_BNL = torch.searchsorted(reached_BNN, level_L.expand(*inner_BNN.shape[:-1], LEVELS).contiguous())
-    return distance_BNN.gather(-1, index_BNL.clamp_max(inner_BNN.shape[-1] - 1))
+def _quantiles(inner_NN: Tensor, weight_N: Tensor) -> Tensor:
+    """Quantiles (N, `LEVELS`) of each point's distances to all."""
+    distance_NN, order_NN = inner_NN.sort(-1)
+    reached_NN = weight_N.expand_as(inner_NN).gather(-1, order_NN).cumsum_(-1)
+    del order_NN  # for its memory
+    level_L = (torch.arange(LEVELS, dtype=inner_NN.dtype) + 0.5) / LEVELS
+    index_NL = torch.searchsorted(reached_NN, level_L.expand(*inner_NN.shape[:-1], LEVELS).contiguous())
+    return distance_NN.gather(-1, index_NL.clamp_max_(inner_NN.shape[-1] - 1))
 
 
-def _descend(task: Task, plan_BNM: Tensor, config: Settings) -> tuple[Tensor, int, Tensor]:
-    """Plan, number of steps, and whether one more step would gain less than the tolerance."""
-    floor_B = config.tolerance * task.value(task.product())
-    converged_B = torch.zeros_like(floor_B, dtype=torch.bool)
-    todo, n_iters = torch.arange(len(floor_B), device=floor_B.device), 0
-    while len(todo) and n_iters < config.max_iters:
-        gain_B, step = _step(task.each(partial(torch.index_select, dim=0, index=todo)), plan_BNM[todo], config)
-        converged_B[todo] = step.converged_B & (gain_B <= floor_B[todo])
-        worth_B = gain_B > floor_B[todo]
-        todo, n_iters = todo[worth_B], n_iters + 1
-        plan_BNM[todo] = _planned(step)[worth_B]
-    return plan_BNM, n_iters, converged_B
+def _descend(task: Task, offset: tuple[Tensor, Tensor], plan_NM: Tensor, config: Settings) -> _Found:
+    """Step until a further one would gain less than the tolerance."""
+    floor = config.tolerance * task.value(task.product()).item()
+    for n_iters in range(1, config.max_iters + 1):
+        gain, step_NM, solved = _step(task, offset, plan_NM, config)
+        if not gain > floor:  # also where it is not a number
+            return _Found(plan_NM, n_iters, solved and gain <= floor)
+        plan_NM = step_NM
+    return _Found(plan_NM, config.max_iters, False)
 
 
-def _step(task: Task, plan_BNM: Tensor, config: Settings) -> tuple[Tensor, TransportResult]:
-    """By how much the linearised problem's solution is below the plan, 0 where that is stationary; and the solution."""
-    slope_BNM = task.slope(plan_BNM)
-    value_B = (slope_BNM * plan_BNM).sum((-2, -1))
+def _step(task: Task, offset: tuple[Tensor, Tensor], plan_NM: Tensor, config: Settings) -> tuple[float, Tensor, bool]:
+    """By how much the linearised problem's solution is below the plan, 0 where that is stationary; the solution; and
+    whether it is one."""
+    slope_NM = task.linear(plan_NM, offset, 2)
+    value = _dot(slope_NM, plan_NM)
     if config.kind == "exact":
-        step = exact.solve(slope_BNM, task.a_BN, task.b_BM, exact.Config())
-    else:
-        inner = sinkhorn.Config(epsilon=config.epsilon, tolerance=INNER_TOLERANCE)
-        step = sinkhorn.solve(slope_BNM, task.a_BN, task.b_BM, inner)
-        value_B = value_B + config.epsilon * task.divergence(plan_BNM)
-    return value_B - step.value_B, step
+        found = simplex.vertex(slope_NM.numpy(), task.a_BN.numpy(), task.b_BM.numpy(), PIVOTS)
+        if found is None:
+            return torch.nan, plan_NM, False
+        step_NM = torch.from_numpy(found[0])
+        return value - _dot(slope_NM, step_NM), step_NM, found[3]
+    inner = sinkhorn.Config(epsilon=config.epsilon, tolerance=INNER_TOLERANCE)
+    step = sinkhorn.solve(slope_NM, task.a_BN, task.b_BM, inner)
+    assert step.plan_BNM is not None
+    value += config.epsilon * task.divergence(plan_NM).item()
+    return value - step.value_B.item(), step.plan_BNM, bool(step.converged_B)
 
 
-def _planned(result: TransportResult) -> Tensor:
-    assert result.plan_BNM is not None
-    return result.plan_BNM
+def _dot(left_NM: Tensor, right_NM: Tensor) -> float:
+    return torch.dot(left_NM.flatten(), right_NM.flatten()).item()

@@ -30,7 +30,7 @@ from torch import Tensor
 from otkd.core.config import SolverConfig
 from otkd.ot import logspace
 from otkd.ot.precision import full_precision
-from otkd.ot.problem import Problem, read, transport_cost
+from otkd.ot.problem import Problem, budget, read, transport_cost
 from otkd.ot.result import TransportResult
 
 ANNEALING = 2.0
@@ -38,6 +38,8 @@ STEEP = 50.0
 """Range of costs that matter, in units of ε, from which on approaching ε from above pays."""
 NEWTON_STEP = 3.0
 """Longest Newton step of a potential, in units of ε."""
+DEVICE_BUDGET = 64
+"""Iterations in place of a tolerance where looking at the error would make the host wait for the device."""
 NEWTON_SIZE = 1024
 """Largest M for which the M × M system of a Newton step is cheaper than the iterations that it saves."""
 
@@ -54,13 +56,14 @@ class Config(SolverConfig):
     reach: PositiveFloat = 1.0
     """Price ρ of marginals that differ, in units of the cost: what costs more than about 2ρ to move is left alone."""
     max_iters: PositiveInt = 1000
-    """Iterations, each one update of both potentials, before it gives up and says so; Newton steps are not counted."""
+    """Iterations, each one update of both potentials, before it gives up and says so; Newton steps are not counted.
+    On a GPU no more than 64 are run, and always: looking at the error would keep the host waiting."""
     tolerance: PositiveFloat = 1e-4
     """L1 distance of the plan's marginals from a exp(−f/ρ) and b exp(−g/ρ), both sides added, at which it stops."""
     check_every: PositiveInt = 10
-    """Iterations between two looks at that distance."""
+    """Iterations between two Newton steps, and two looks at that distance."""
     iterations: PositiveInt | None = None
-    """Exactly so many iterations, without Newton steps or waits for the device; null stops by `tolerance`."""
+    """Run exactly so many iterations in place of looking at the error; the host never waits for the device."""
 
 
 class _Kernel(NamedTuple):
@@ -70,10 +73,8 @@ class _Kernel(NamedTuple):
     b_BM: Tensor
     log_a_BN: Tensor
     log_b_BM: Tensor
-    to_rows_BNM: Tensor
-    """log b − C/ε."""
-    to_columns_BNM: Tensor
-    """log a − C/ε."""
+    exponent_BNM: Tensor
+    """−C/ε."""
     decay: float
     """ε/ρ."""
 
@@ -98,8 +99,7 @@ def solve(cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None, config: Co
     """Solve the relaxed problem for each leading index; see `TransportResult`.
 
     `marginal_error_B` is the distance from a and b themselves, which is meant to be above 0. A cost that is not finite
-    gives a value that is not finite, and is not converged. With `iterations` and no marginals nothing waits for the
-    device.
+    gives a value that is not finite, and is not converged. Without marginals, nothing waits for a GPU.
 
     Raises:
         OtkdError: see `otkd.ot.problem.read`.
@@ -108,8 +108,8 @@ def solve(cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None, config: Co
         problem = read(cost_BNM, a_BN, b_BM)
         batch = cost_BNM.shape[:-2]
         with torch.no_grad():
-            state, n_iters = _iterate(problem, config)
-            dual = config.epsilon * _dual(_kernel(problem, config), state).reshape(batch)
+            state, dual_B, n_iters = _iterate(problem, config)
+            dual = config.epsilon * dual_B.reshape(batch)
         plan = state.plan_BNM.reshape(cost_BNM.shape)
         value = transport_cost(cost_BNM, plan)
         value = value + (dual - value).detach()
@@ -128,39 +128,41 @@ def solve(cost_BNM: Tensor, a_BN: Tensor | None, b_BM: Tensor | None, config: Co
 
 def _kernel(problem: Problem, config: Config) -> _Kernel:
     log_a_BN, log_b_BM = problem.a_BN.log(), problem.b_BM.log()
-    scaled_BNM = problem.cost_BNM / config.epsilon
-    to_rows_BNM, to_columns_BNM = log_b_BM[:, None, :] - scaled_BNM, log_a_BN[:, :, None] - scaled_BNM
-    return _Kernel(
-        problem.a_BN, problem.b_BM, log_a_BN, log_b_BM, to_rows_BNM, to_columns_BNM, config.epsilon / config.reach
-    )
+    exponent_BNM = problem.cost_BNM / -config.epsilon
+    return _Kernel(problem.a_BN, problem.b_BM, log_a_BN, log_b_BM, exponent_BNM, config.epsilon / config.reach)
 
 
-def _iterate(problem: Problem, config: Config) -> tuple[_State, int]:
-    """The last state and the number of iterations."""
+def _iterate(problem: Problem, config: Config) -> tuple[_State, Tensor, int]:
+    """The last state, its dual in units of ε, and the number of iterations."""
+    most, blind = budget(problem.cost_BNM.device, config, DEVICE_BUDGET)
+    above = _annealing(_spread(problem, config, blind), most, config)
     f_BN, g_BM = torch.zeros_like(problem.a_BN), torch.zeros_like(problem.b_BM)
-    if config.iterations is not None:
-        return _block(_kernel(problem, config), f_BN, g_BM, config.iterations), config.iterations
-    above = _annealing(problem, config)
     for warm in above:
         kernel = _kernel(problem, warm)
         state = _block(kernel, f_BN, g_BM, config.check_every)
         f_BN, g_BM = (ANNEALING * part for part in _newton(kernel, state))  # in units of the next ε
     kernel, n_iters = _kernel(problem, config), len(above) * config.check_every
     while True:
-        steps = min(config.check_every, config.max_iters - n_iters)
+        steps = min(config.check_every, most - n_iters)
         state, n_iters = _block(kernel, f_BN, g_BM, steps), n_iters + steps
-        if n_iters >= config.max_iters or not _unfinished(state, config.tolerance):
-            return state, n_iters
+        if n_iters >= most or not (blind or _unfinished(state, config.tolerance)):
+            return state, _dual(kernel, state), n_iters
         f_BN, g_BM = _newton(kernel, state)
 
 
-def _annealing(problem: Problem, config: Config) -> list[Config]:
-    """Larger values of ε on the way to a small one; none where half of `max_iters` would not do for them."""
-    spread = min((problem.cost_BNM.max() - problem.cost_BNM.min()).item(), 2 * config.reach)
+def _spread(problem: Problem, config: Config, blind: bool) -> float:
+    """The range of the costs that matter: what costs more than 2ρ is left alone."""
+    if blind:
+        return 2 * config.reach
+    return min((problem.cost_BNM.max() - problem.cost_BNM.min()).item(), 2 * config.reach)
+
+
+def _annealing(spread: float, most: int, config: Config) -> list[Config]:
+    """Larger values of ε on the way to a small one; none where half of `most` iterations would not do for them."""
     if not spread > STEEP * config.epsilon:  # also where it is not a number
         return []
     count = math.ceil(math.log(spread / (STEEP * config.epsilon), ANNEALING))
-    if 2 * count * config.check_every > config.max_iters:
+    if 2 * count * config.check_every > most:
         return []
     return [config.model_copy(update={"epsilon": config.epsilon * ANNEALING**power}) for power in range(count, 0, -1)]
 
@@ -178,9 +180,11 @@ def _block(kernel: _Kernel, f_BN: Tensor, g_BM: Tensor, steps: int) -> _State:
     maximises the dual with the best constant between f and g; g likewise.
     """
     for _ in range(steps):
-        f_BN = -logspace.logsumexp(kernel.to_rows_BNM + g_BM[:, None, :], -1) / (1 + kernel.decay)
+        to_rows_B1M = (kernel.log_b_BM + g_BM)[:, None, :]
+        f_BN = -logspace.logsumexp_(kernel.exponent_BNM + to_rows_B1M, -1) / (1 + kernel.decay)
         f_BN = f_BN - _imbalance(kernel, f_BN, g_BM) / (2 + kernel.decay)
-        g_BM = -logspace.logsumexp(kernel.to_columns_BNM + f_BN[:, :, None], -2) / (1 + kernel.decay)
+        to_columns_BN1 = (kernel.log_a_BN + f_BN)[:, :, None]
+        g_BM = -logspace.logsumexp_(kernel.exponent_BNM + to_columns_BN1, -2) / (1 + kernel.decay)
         g_BM = g_BM + _imbalance(kernel, f_BN, g_BM) / (2 + kernel.decay)
     return _look(kernel, f_BN, g_BM)
 
@@ -195,7 +199,8 @@ def _look(kernel: _Kernel, f_BN: Tensor, g_BM: Tensor) -> _State:
     """Move the constant that makes f and g ask for the same mass, and compare with what the plan has."""
     shift_B1 = _imbalance(kernel, f_BN, g_BM) / (2 * kernel.decay)
     f_BN, g_BM = f_BN + shift_B1, g_BM - shift_B1
-    plan_BNM = logspace.exp((kernel.log_a_BN + f_BN)[:, :, None] + (kernel.to_rows_BNM + g_BM[:, None, :]))
+    to_rows_B1M, to_columns_BN1 = (kernel.log_b_BM + g_BM)[:, None, :], (kernel.log_a_BN + f_BN)[:, :, None]
+    plan_BNM = logspace.exp_((kernel.exponent_BNM + to_rows_B1M).add_(to_columns_BN1))
     asked = torch.exp(kernel.log_a_BN - kernel.decay * f_BN), torch.exp(kernel.log_b_BM - kernel.decay * g_BM)
     return _State(f_BN, g_BM, plan_BNM, (plan_BNM.sum(-1), plan_BNM.sum(-2)), asked)
 
@@ -213,10 +218,12 @@ def _newton(kernel: _Kernel, state: _State) -> tuple[Tensor, Tensor]:
         torch.where(got > 0, got + kernel.decay * asked, 1) for asked, got in zip(state.asked, state.got, strict=True)
     )
     per_row_BMN = (state.plan_BNM / row_BN[..., None]).mT
-    stiffness = column_BM * (1 + 10 * torch.finfo(column_BM.dtype).eps)
-    schur_BMM = torch.diag_embed(stiffness) - per_row_BMN @ state.plan_BNM
     right_BM1 = miss_b_BM[..., None] - per_row_BMN @ miss_a_BN[..., None]
+    schur_BMM = (per_row_BMN @ state.plan_BNM).neg_()
+    del per_row_BMN  # for its memory
+    schur_BMM.diagonal(dim1=-2, dim2=-1).add_(column_BM * (1 + 10 * torch.finfo(column_BM.dtype).eps))
     dg_BM = torch.linalg.solve_ex(schur_BMM, right_BM1)[0][..., 0]
+    del schur_BMM
     df_BN = (miss_a_BN - (state.plan_BNM @ dg_BM[..., None])[..., 0]) / row_BN
     shift_B1 = (kernel.b_BM * dg_BM).sum(-1, keepdim=True)  # `_look` finds the constant, and better
     df_BN, dg_BM = df_BN + shift_B1, dg_BM - shift_B1

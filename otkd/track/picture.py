@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from otkd.core.records import Picture
+from otkd.core.records import Picture, Pictures
+
+logger = logging.getLogger("otkd.track")
+
+
+def heat_maps(text: str, key: str) -> list[tuple[str, Figure]]:
+    """Heat maps by name; none where they cannot be drawn, which is no reason to leave a run open."""
+    try:
+        return [(name, heat_map(picture)) for name, picture in Pictures.model_validate_json(text).pictures.items()]
+    except Exception as error:
+        logger.warning("the pictures of %s cannot be drawn: %s: %s", key, type(error).__name__, error)
+        return []
 
 
 def heat_map(picture: Picture) -> Figure:

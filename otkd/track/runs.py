@@ -20,9 +20,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 
 from otkd.core import names
 from otkd.core.layout import Layout
-from otkd.core.records import EpochRecord, Label, Pictures, SweepInfo, TrialResult
+from otkd.core.records import EpochRecord, Label, SweepInfo, TrialResult
 from otkd.core.trial import Trial, digest
-from otkd.track.picture import heat_map
+from otkd.track.picture import heat_maps
 from otkd.track.store import Store, search, tagged
 from otkd.track.weights import log_student
 from otkd.track.writer import Event, Interrupted, Started
@@ -203,8 +203,8 @@ class TrialRuns:
             return
         text = file.read_text(encoding="utf-8")
         self.store.client.log_text(run.id, text, file.name)
-        for name, picture in Pictures.model_validate_json(text).pictures.items():
-            self.store.client.log_figure(run.id, heat_map(picture), f"{safe(name).replace('/', '-')}.png")
+        for name, figure in heat_maps(text, key):
+            self.store.client.log_figure(run.id, figure, f"{safe(name).replace('/', '-')}.png")
 
     def _trial(self, key: str) -> Trial | None:
         """The trial as it was started, or as its folder tells."""

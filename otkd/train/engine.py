@@ -6,13 +6,13 @@ its numbers are the same alone and in company, interrupted and not (bit for bit 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,8 +33,12 @@ from otkd.train.provenance import provenance
 from otkd.train.student import Student
 from otkd.train.teacher import Teacher
 
+log = logging.getLogger("otkd")
+
 SNAPSHOT_CLASSES = 8
 """How many classes the images for snapshots are of, so that several are of one class."""
+SNAPSHOT_IMAGES = 128
+"""The most images for a snapshot, however large the batch: a picture shows no more."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,9 @@ class CohortTrainer:
         self.teacher = (
             Teacher(first.teacher, self.layout, self.splits, self.device, self.dtype) if first.teacher else None
         )
-        self.students = self._students(trials)
         self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
+        self.students = self._students(trials)
+        self._prepare([student for student in self.students if student.to_prepare])
         self._saved = time.monotonic()
 
     @property
@@ -167,13 +172,29 @@ class CohortTrainer:
                     classes=self.splits.card.classes,
                     dtype=self.dtype,
                 )
-                if self.teacher and not student.resumed:
-                    student.objective.prepare(partial(self.teacher.outputs, self.train))
             except Exception as error:
                 self._fail(trial, error, (), time.time())
             else:
                 students.append(student)
         return students
+
+    def _prepare(self, members: list[Student]) -> None:
+        """Show the teacher's outputs for all training images to the members that ask for them, in one pass."""
+        if self.teacher is None or not members:
+            return
+        outputs = self.teacher.outputs(self.train)
+        while self._alive(members):
+            with self._teacher_clock.running():
+                seen = next(outputs, None)
+            if seen is None:
+                break
+            for student in self._alive(members):
+                with self._contained(student):
+                    student.observe(*seen)
+        shared_s = self._teacher_clock.read()
+        for student in self._alive(members):
+            with self._contained(student):
+                student.prepare(shared_s)
 
     def _train_epoch(self, tick: int, members: list[Student]) -> None:
         for student in members:
@@ -247,17 +268,23 @@ class CohortTrainer:
             figures |= {names.BEST_EPOCH: float(student.best.epoch), names.BEST_VAL_TOP1: student.best.top1}
             figures |= {names.test("best", name): value for name, value in self._best_figures(student, last).items()}
         figures |= compression(student.model, self.splits.card)
-        figures[names.WALL_S] = sum(record.metrics[names.EPOCH_S] for record in student.history)
+        figures[names.PREPARE_S] = student.prepare_s
+        figures[names.WALL_S] = student.prepare_s + sum(record.metrics[names.EPOCH_S] for record in student.history)
         return figures | (self.teacher.metrics if self.teacher else {})
 
     def _keep_snapshots(self, student: Student) -> None:
         """What the terms keep of the same few training images, with the last weights."""
         if self.teacher is None:
             return
-        batch = self.train.of_classes(SNAPSHOT_CLASSES, max(1, student.trial.train.batch_size // SNAPSHOT_CLASSES))
-        snapshots = student.snapshots(batch, self.teacher(batch.image))
-        if snapshots:
+        images = min(student.trial.train.batch_size, SNAPSHOT_IMAGES)
+        batch = self.train.of_classes(SNAPSHOT_CLASSES, max(1, images // SNAPSHOT_CLASSES))
+        try:
+            snapshots = student.snapshots(batch, self.teacher(batch.image))
             pictures = {name: _picture(snapshot) for name, snapshot in snapshots.items()}
+        except Exception as error:  # a picture is no reason to lose a trained network
+            log.warning("%s keeps no picture: %s: %s", student.trial.key, type(error).__name__, error)
+            return
+        if pictures:
             write_text(student.folder.snapshots, Pictures(pictures=pictures).model_dump_json())
 
     def _best_figures(self, student: Student, last: dict[str, float]) -> dict[str, float]:

@@ -86,8 +86,11 @@ class Student:
         self.best: Best | None = None
         self.started = time.time()
         self.clock = Stopwatch(self.device)
+        self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
         self.problem = ""
         """Why the trial diverged; empty while all is well."""
+        self.prepare_s = 0.0
+        """Seconds of the objective's preparation, had the trial trained alone."""
         self.resumed = self._resume()
         """Whether it goes on from a checkpoint."""
 
@@ -111,13 +114,33 @@ class Student:
         """Whether the current stage looks at the teacher."""
         return self.objective.needs_teacher(self.position.stage)
 
+    @property
+    def to_prepare(self) -> bool:
+        """Whether the objective has to see the teacher's outputs first, and what it learns is not in a checkpoint."""
+        return self.objective.needs_preparation and not self.resumed
+
+    def observe(self, batch: Batch, out_t: ModelOutput) -> None:
+        """Show the objective the teacher's output for one batch of training images."""
+        with self.clock.running():
+            self.objective.observe(batch, out_t)
+
+    def prepare(self, shared_s: float) -> None:
+        """All training images have been shown.
+
+        Args:
+            shared_s: seconds that the teacher's pass took.
+        """
+        with self.clock.running():
+            self.objective.prepare()
+        self.prepare_s = shared_s + self.clock.read()
+
     def begin_epoch(self) -> None:
         """Get ready for the current tick."""
         if self.position.epoch == 1:
             self.optimizer = self._new_optimizer()
         self.model.train()
         self.objective.train()
-        self._step = 0
+        self._step = self._looked = 0
         self._sums: dict[str, Tensor] = {}
         self._seen = 0
         self._unsound = torch.zeros((), dtype=torch.bool, device=self.device)
@@ -141,7 +164,7 @@ class Student:
             self.optimizer.step()
             self._count(output, out_s.logits.detach(), out_t, batch.target)
         self._step += 1
-        if self.device.type == "cpu" or self._step % CHECK_EVERY == 0 or self._step == steps:
+        if self._step - self._looked >= self.check_every or self._step == steps:
             self._look_for_divergence(out_s, out_t)
 
     def end_epoch(self, metrics: dict[str, float], val: dict[str, float]) -> EpochRecord:
@@ -191,6 +214,7 @@ class Student:
             "history": [record.model_dump_json() for record in self.history],
             "best": tuple(self.best) if self.best else None,
             "started": self.started,
+            "prepare_s": self.prepare_s,
         }
         checkpoint.save(self.folder, state)
 
@@ -205,7 +229,7 @@ class Student:
         self.random.state = state["random"]
         self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
         self.best = Best(*state["best"]) if state["best"] else None
-        self.started = state["started"]
+        self.started, self.prepare_s = state["started"], state.get("prepare_s", 0.0)
         return True
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -241,7 +265,10 @@ class Student:
             loss = self._sums[names.TRAIN_LOSS].item()
             what = "not a number" if math.isnan(loss) else "infinite"
             self.problem = f"the loss became {what} in {position.stage} epoch {position.epoch}, by step {self._step}"
+            unseen = self._step - self._looked
+            self.problem += f", within the last {unseen} steps" if unseen > 1 else ""
             self.problem += _unsound_layers(out_s, out_t)
+        self._looked = self._step
 
 
 @torch.no_grad()

@@ -40,12 +40,13 @@ class Teacher:
         result = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
         if result.status != "finished":
             raise CheckpointError(f"{who} {result.status}: {result.reason}")
-        self.metrics = {names.TEACHER + name: value for name, value in result.metrics.items() if name != names.WALL_S}
+        times = (names.WALL_S, names.PREPARE_S)
+        self.metrics = {names.TEACHER + name: value for name, value in result.metrics.items() if name not in times}
         card = splits.card
         self.model = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
         self.model.load_state_dict(load_weights(folder.last))
         self.model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._classes = device, dtype, card.classes
         self._answers: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -63,8 +64,9 @@ class Teacher:
     @property
     def classifier(self) -> Tensor | None:
         """Weights (K, D) of the last linear layer; None for a network that ends otherwise."""
-        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        return layers[-1].weight.detach() if layers else None
+        linear = (module.weight for module in self.model.modules() if isinstance(module, nn.Linear))
+        weights = [weight.detach() for weight in linear if len(weight) == self._classes]
+        return weights[-1] if weights else None
 
     def answers(self, batches: Batches) -> Tensor:
         """The classes (N,) that the teacher predicts for images in order; computed once for each set."""

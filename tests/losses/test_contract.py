@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -85,13 +86,37 @@ def test_sound_inside_autocast(name: str, scene: Any) -> None:
 def test_a_second_look_gives_the_same_value(name: str, scene: Any) -> None:
     loss = scene.loss(name)
     torch.testing.assert_close(scene.value(name).value, loss(scene.out_s, scene.out_t, scene.batch).value)
-    assert loss.needs_teacher in (True, False)
 
 
 def test_a_term_without_teacher_runs_without_one(name: str, scene: Any) -> None:
     loss = scene.loss(name)
     if not loss.needs_teacher:
         torch.testing.assert_close(loss(scene.out_s, None, scene.batch).value, scene.value(name).value)
+
+
+def test_a_single_image_will_do(name: str, scene: Any) -> None:
+    out_s, out_t = (scene.convert(out, lambda t: t[:1]) for out in (scene.out_s, scene.out_t))
+    batch, loss = Batch(*(part[:1] for part in scene.batch)), scene.loss(name)
+    out_s = grown(scene, out_s)
+    result = loss(out_s, out_t, batch)
+    assert all(value.isfinite() for value in (result.value, *result.parts.values()))
+    result.value.backward()
+    assert all(tensor.grad.isfinite().all() for tensor in tensors(out_s) if tensor.grad is not None)
+
+
+def test_what_it_keeps_in_eval_mode_is_sound_and_changes_nothing(name: str, scene: Any) -> None:
+    """Without a teacher's classifier, which not every network has: the scene gives none."""
+    loss = scene.loss(name).eval()
+    before = copy.deepcopy(loss.state_dict())
+    kept = [loss.snapshot(scene.out_s, scene.out_t, scene.batch) for _ in range(2)]
+    assert kept[0].keys() == kept[1].keys()
+    for part, snapshot in kept[0].items():
+        assert snapshot.matrix_NM.dim() == 2
+        assert snapshot.matrix_NM.isfinite().all()
+        assert torch.equal(snapshot.matrix_NM, kept[1][part].matrix_NM)
+    value = loss(scene.out_s, scene.out_t, scene.batch).value
+    assert torch.equal(loss(scene.out_s, scene.out_t, scene.batch).value, value)
+    torch.testing.assert_close(loss.state_dict(), before, rtol=0, atol=0)
 
 
 def test_identical_networks_are_possible(name: str, scene: Any) -> None:

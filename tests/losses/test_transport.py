@@ -13,10 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import nn
 
+from otkd.core import plugins
 from otkd.core.errors import ConfigError, OtkdError
 from otkd.core.plugins import configure
+from otkd.losses import transport
 from otkd.losses.base import Probe
 from otkd.losses.transport import Config, Loss
+from otkd.ot.result import TransportResult
 
 STATISTICS: dict[str, Any] = {"mean": np.mean, "max": np.max, "median": np.median, "none": lambda cost: 1.0}
 
@@ -205,7 +208,9 @@ def test_several_layers_are_added_up_with_their_weights(scene: Any) -> None:
         ({"points": "spatial", "layer": 1, "projection": "linear"}, "projection", "use conv"),
         ({"points": "spatial", "layer": 1, "projection": "none"}, "projection", "4 wide.*6; use auto"),
         ({"warm_start": True}, "warm_start", "points: channel"),
-        ({"points": "channel", "layer": 1, "solver": "exact", "warm_start": True}, "warm_start", "sinkhorn"),
+        ({"points": "channel", "layer": 1, "solver": "exact", "warm_start": True}, "warm_start", "solver: .*sinkhorn"),
+        ({"layer": [1, "stage2", 1]}, "layer", "1 is listed twice; give it once, with a weight"),
+        ({"layer": [1, "logits", {"layer": "stage1", "weight": 2}]}, "layer", "stage1 is listed twice, also as 1"),
         ({"layer": [1, "stage9"]}, "layer", "no layer 'stage9'"),
     ],
 )
@@ -240,6 +245,45 @@ def test_plans_of_many_problems_are_kept_as_one_matrix(scene: Any, points: str, 
     assert snapshot.matrix_NM.shape == shape
     assert snapshot.matrix_NM.sum().item() == pytest.approx(1, abs=1e-3)
     assert (snapshot.classes_N is None) == (points != "batch-spatial")
+
+
+def test_the_way_out_of_a_warm_start_names_every_solver_that_takes_one(cards: Any) -> None:
+    (problem,) = configure("losses", "transport", {"warm_start": True}).check(*cards)
+    named = problem.message.split("solver: ")[1].rstrip(".").split(", ")
+    assert named == [name for name in plugins.names("ot") if plugins.load("ot", name).Config.warm]
+    assert "sinkhorn" in named
+
+
+@pytest.mark.parametrize("points", ["channel", "spatial"])
+def test_a_large_plan_is_kept_as_sums_of_neighbours(scene: Any, points: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 cells against 6, 6 channels against 11: at most 5 are kept, of 3 against 2, of 2 against 3 each."""
+    loss = scene.loss("transport", {"points": points, "layer": 3, "solver": "exact"})
+    (whole,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
+    monkeypatch.setattr(transport, "PICTURE", 5)
+    (kept,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
+    rows, columns = (3, 2) if points == "spatial" else (2, 3)
+    height, width = -(-len(whole.matrix_NM) // rows), -(-whole.matrix_NM.shape[1] // columns)
+    assert kept.matrix_NM.shape == (height, width)
+    for i in range(height):
+        for j in range(width):
+            block = whole.matrix_NM[rows * i : rows * (i + 1), columns * j : columns * (j + 1)]
+            torch.testing.assert_close(kept.matrix_NM[i, j], block.sum())
+    assert kept.about == f"{whole.about}, {' × '.join(map(str, whole.matrix_NM.shape))}, neighbours summed"
+
+
+@pytest.mark.parametrize("points", ["batch", "spatial"])
+def test_a_plan_that_moves_nothing_has_finite_parts(scene: Any, points: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an unbalanced solver's is whose whole mass is given up."""
+
+    def give_up(clouds: Any, a: Any, b: Any, config: Any, start: Any) -> TransportResult:
+        plan = torch.zeros_like(clouds.cross)
+        value = 0 * clouds.cross.sum((-2, -1))
+        return TransportResult(value, plan, None, 1, value.detach(), value.detach() == 0)
+
+    monkeypatch.setattr(transport, "transport", give_up)
+    parts = scene.value("transport", {"points": points, "layer": 3}).parts
+    assert all(part.isfinite() for part in parts.values())
+    assert parts["plan_entropy"] == 0
 
 
 def test_solvers_across_widths_need_no_projection(scene: Any) -> None:

@@ -126,6 +126,22 @@ def test_one_image_has_no_contrast(scene: Any) -> None:
     assert scene.loss("wcord", {"form": "dual"})(out_s, out_t, scene.batch).value == 0
 
 
+def test_what_is_drawn_at_random_follows_the_step(scene: Any) -> None:
+    """Every training step draws anew; the same step of a resumed trial draws the same, and evaluation none."""
+    loss = scene.loss("wcord", {"form": "primal", "solver": {"name": "sliced", "projections": 3}})
+    state = loss.state_dict()
+
+    def value() -> Any:
+        return loss(scene.out_s, scene.out_t, scene.batch).value.item()
+
+    values = [value() for _ in range(3)]
+    assert len(set(values)) == 3
+    loss.load_state_dict(state)
+    assert [value() for _ in range(3)] == values
+    loss.eval()
+    assert value() == value()
+
+
 def test_a_checkpoint_holds_the_power_iteration(scene: Any) -> None:
     loss, fresh = scene.loss("wcord"), Loss(Config(), Probe(scene.out_s, scene.out_t, 7))
     loss(scene.out_s, scene.out_t, scene.batch)

@@ -148,6 +148,13 @@ def batches(scene: Any, seed: int = 0) -> list[tuple[Batch, Any]]:
     return made
 
 
+def prepared(loss: Loss, seen: list[tuple[Batch, Any]]) -> Loss:
+    for batch, out in seen:
+        loss.observe(batch, out)
+    loss.prepare()
+    return loss
+
+
 def linear_cka(left: list[np.ndarray], right: list[np.ndarray]) -> float:
     x, y = (np.stack(part) - np.mean(part, 0) for part in (left, right))
     return float(np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))
@@ -157,7 +164,7 @@ def linear_cka(left: list[np.ndarray], right: list[np.ndarray]) -> float:
 def test_preparation_compares_the_training_images(scene: Any, layer: str) -> None:
     loss, rows = term(scene, {"layer": layer, "sharpness": 2.0}), {k: [] for k in range(7)}
     assert loss.needs_preparation
-    loss.prepare(batches(scene))
+    prepared(loss, batches(scene))
     for batch, out in batches(scene):
         for label, feature in zip(batch.target.tolist(), out.layer(layer), strict=True):
             rows[label].append(feature.numpy())
@@ -171,25 +178,33 @@ def test_preparation_compares_the_training_images(scene: Any, layer: str) -> Non
 
 def test_a_map_gives_a_sample_per_position(scene: Any) -> None:
     loss = term(scene, {"layer": "stage3"})
-    loss.prepare([(scene.batch._replace(target=torch.tensor([0, 1, 0, 1, 2])), doubled(scene)[1])])
+    prepared(loss, [(scene.batch._replace(target=torch.tensor([0, 1, 0, 1, 2])), doubled(scene)[1])])
     map_BCHW = doubled(scene)[1].layer("stage3")
     samples = [map_BCHW[rows].flatten(2).mT.reshape(-1, 11) for rows in ([0, 2], [1, 3])]
     expected = 1 - torch.exp(-cka_cost(torch.stack(samples)))[0, 1]
     torch.testing.assert_close(loss.cost_KK[0, 1], expected)
 
 
+def test_at_most_so_many_positions_are_compared(scene: Any) -> None:
+    """The middles of halves and of thirds of a map of 5 × 6."""
+    labels = scene.batch._replace(target=torch.tensor([0, 1, 0, 1, 2]))
+    loss = prepared(term(scene, {"layer": "stage2", "side": 2}), [(labels, doubled(scene)[1])])
+    map_BCHW = doubled(scene)[1].layer("stage2")
+    corners = torch.stack([map_BCHW[:, :, row, column] for row in (1, 3) for column in (1, 4)], 1)
+    samples = torch.stack([corners[rows].reshape(-1, 9) for rows in ([0, 2], [1, 3])])
+    torch.testing.assert_close(loss.cost_KK[0, 1], 1 - torch.exp(-cka_cost(samples))[0, 1])
+
+
 def test_at_most_so_many_images_are_compared(scene: Any) -> None:
-    loss, few = term(scene, {"images": 3}), term(scene, {})
-    loss.prepare(batches(scene))
+    loss, few = prepared(term(scene, {"images": 3}), batches(scene)), term(scene, {})
     kept = [(batch._replace(target=batch.target.clone()), out) for batch, out in batches(scene)]
     kept[2] = (kept[2][0]._replace(target=torch.tensor([0, 6, 1, 5, 3])), kept[2][1])
-    few.prepare(kept)  # class 0's fourth image belongs to class 6 now
+    prepared(few, kept)  # class 0's fourth image belongs to class 6 now
     torch.testing.assert_close(loss.cost_KK, few.cost_KK)
 
 
 def test_a_checkpoint_holds_the_cost(scene: Any) -> None:
-    loss, fresh = term(scene, {}), term(scene, {})
-    loss.prepare(batches(scene))
+    loss, fresh = prepared(term(scene, {}), batches(scene)), term(scene, {})
     assert not torch.equal(loss.cost_KK, fresh.cost_KK)
     fresh.load_state_dict(loss.state_dict())
     assert torch.equal(loss.cost_KK, fresh.cost_KK)
@@ -214,6 +229,18 @@ def test_sure_predictions_stay_finite(scene: Any) -> None:
     value.backward()
     assert value.isfinite()
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "envelope"])
+def test_a_single_class_has_nowhere_to_move_to(scene: Any, gradient: str) -> None:
+    out_s, out_t = (out._replace(logits=out.logits[:, :1]) for out in doubled(scene))
+    loss = Loss(Config(gradient=gradient), Probe(out_s, out_t, 1)).double()
+    logits = out_s.logits.clone().requires_grad_()
+    result = loss(out_s._replace(logits=logits), out_t, scene.batch._replace(target=torch.zeros(5, dtype=torch.long)))
+    result.value.backward()
+    assert result.value == 0
+    assert [part.item() for part in result.parts.values()] == [0, 0, 0]
+    assert (logits.grad == 0).all()
 
 
 def test_only_the_teacher_needs_the_layer(cards: Any) -> None:

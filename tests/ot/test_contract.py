@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from otkd.core import plugins
 from otkd.core.config import SolverConfig
@@ -44,9 +48,16 @@ def problem(*lead: int, n: int = 13, m: int = 17, seed: int = 0) -> Case:
     return Case(draw(n, 3), draw(m, 3), draw(n).softmax(-1), draw(m).softmax(-1))
 
 
-@pytest.fixture(params=plugins.names("ot"))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every solver, where a test does not choose."""
+    chosen = [mark for mark in metafunc.definition.iter_markers("parametrize") if "name" in mark.args[0]]
+    if "name" in metafunc.fixturenames and not chosen:
+        metafunc.parametrize("name", plugins.names("ot"))
+
+
+def those(chosen: Callable[[SolverConfig], bool]) -> pytest.MarkDecorator:
+    """The solvers for which a law is meant."""
+    return pytest.mark.parametrize("name", [name for name in plugins.names("ot") if chosen(config(name))])
 
 
 def config(name: str, **options: object) -> SolverConfig:
@@ -119,14 +130,14 @@ def test_swapping_the_sides_keeps_the_value(name: str) -> None:
     torch.testing.assert_close(solve(name, case).value_B, other.value_B, rtol=1e-3, atol=1e-4)
 
 
+@those(lambda config: config.takes == "cost")
 def test_the_gradient_in_the_cost_is_the_plan(name: str) -> None:
     """The envelope theorem, for every solver that takes a cost, as it comes."""
-    if config(name).takes == "cost":
-        case = problem(2)
-        cost = case.clouds.cross.requires_grad_()
-        result = plugins.load("ot", name).solve(cost, case.a, case.b, config(name))
-        result.value_B.sum().backward()
-        torch.testing.assert_close(cost.grad, result.plan_BNM)
+    case = problem(2)
+    cost = case.clouds.cross.requires_grad_()
+    result = plugins.load("ot", name).solve(cost, case.a, case.b, config(name))
+    result.value_B.sum().backward()
+    torch.testing.assert_close(cost.grad, result.plan_BNM)
 
 
 def test_the_gradient_reaches_both_clouds_and_leads_downhill(name: str) -> None:
@@ -199,11 +210,11 @@ def test_one_point_each(name: str) -> None:
         torch.testing.assert_close(result.plan_BNM, torch.ones(1, 1))
 
 
-@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
+@pytest.mark.parametrize(
+    ("name", "cost"), [(name, cost) for name in plugins.names("ot") for cost in config(name).costs]
+)
 def test_points_that_agree_have_finite_gradients(name: str, cost: str) -> None:
     """All points of both clouds in one place; and a cloud against itself."""
-    if cost not in config(name).costs:
-        return
     one_place = torch.ones(5, 3)
     itself = problem().x.float()
     for x, y in ((one_place, torch.ones(7, 3)), (itself, itself.clone())):
@@ -224,16 +235,17 @@ def test_points_that_are_not_finite_show(name: str, bad: float) -> None:
     assert not result.converged_B
 
 
+@those(lambda config: config.takes == "cost")
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_cost_that_is_not_finite_shows(name: str, bad: float) -> None:
-    if config(name).takes == "cost":
-        cost = problem().clouds.cross
-        cost[2, 3] = bad
-        result = plugins.load("ot", name).solve(cost, None, None, config(name))
-        assert not result.value_B.isfinite()
-        assert not result.converged_B
+    cost = problem().clouds.cross
+    cost[2, 3] = bad
+    result = plugins.load("ot", name).solve(cost, None, None, config(name))
+    assert not result.value_B.isfinite()
+    assert not result.converged_B
 
 
+@those(lambda config: config.takes == "cost")
 @pytest.mark.parametrize(
     ("cost", "message"),
     [
@@ -243,9 +255,8 @@ def test_a_cost_that_is_not_finite_shows(name: str, bad: float) -> None:
     ],
 )
 def test_what_is_no_cost_is_refused(name: str, cost: Tensor, message: str) -> None:
-    if config(name).takes == "cost":
-        with pytest.raises(OtkdError, match=message):
-            plugins.load("ot", name).solve(cost, None, None, config(name))
+    with pytest.raises(OtkdError, match=message):
+        plugins.load("ot", name).solve(cost, None, None, config(name))
 
 
 @pytest.mark.parametrize(
@@ -316,3 +327,91 @@ def test_every_cost_that_it_claims_is_solved(name: str, cost: str, normalize: st
     else:
         with pytest.raises(OtkdError, match=f"not defined for the cost {cost}"):
             transport(clouds, None, None, settings)
+
+
+class Numbers(TorchDispatchMode):
+    """The most numbers that were alive at once in storages made inside: floats of any precision, and bytes in fours.
+
+    So a float64 copy of a float32 cost is one matrix: what is counted is in the precision that a solver computes in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.most = WeakTensorKeyDictionary(), 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(part, Tensor):
+                size = part.element_size() if part.is_floating_point() else 4
+                self.alive[part] = (part.untyped_storage().data_ptr(), part.untyped_storage().nbytes() / size)
+        self.most = max(self.most, sum(dict(self.alive.values()).values()))
+        return out
+
+
+def numbers(name: str, lead: tuple[int, ...], n: int) -> float:
+    """The most numbers alive in a forward and a backward pass, the cost between the clouds among them."""
+    x, y = (torch.randn(*lead, n, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    transport(Clouds(x, y), None, None, config(name))  # imports
+    with Numbers() as memory:
+        transport(Clouds(x.requires_grad_(), y), None, None, config(name)).value_B.sum().backward()
+    return memory.most
+
+
+@those(lambda config: config.matrices > 0)
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_no_more_matrices_are_kept_than_it_says(name: str, lead: tuple[int, ...]) -> None:
+    """Beside the cost. Not counted: what POT keeps for itself."""
+    n = 160
+    matrices = numbers(name, lead, n) / (math.prod(lead) * n * n)
+    assert 1 < matrices < 1 + config(name).matrices + 0.3
+
+
+@those(lambda config: config.matrices == 0)
+def test_without_a_matrix_memory_grows_with_the_points(name: str) -> None:
+    assert numbers(name, (), 1024) < 2.5 * numbers(name, (), 512)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that reads a tensor's content on the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique", "masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+@those(lambda config: "iterations" in type(config).model_fields)
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_a_given_number_of_iterations_is_run_without_a_look(name: str, lead: tuple[int, ...]) -> None:
+    case = problem(*lead)
+    clouds = Clouds(case.x.requires_grad_(), case.y)
+    with NoWaiting():
+        result = transport(clouds, None, None, config(name, iterations=23))
+        result.value_B.sum().backward()
+    assert result.n_iters == 23
+    with pytest.raises(AssertionError), NoWaiting():  # the above can fail
+        result.value_B.sum().item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@those(lambda config: not config.waits)
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_nothing_waits_for_a_gpu(name: str, lead: tuple[int, ...]) -> None:
+    case = problem(*lead)
+    x, y = case.x.float().cuda().requires_grad_(), case.y.float().cuda()
+
+    def step() -> TransportResult:
+        result = transport(Clouds(x, y), None, None, config(name))
+        result.value_B.sum().backward()
+        return result
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    truth = transport(Clouds(case.x.float(), case.y.float()), None, None, config(name)).value_B
+    torch.testing.assert_close(result.value_B.detach().cpu(), truth, rtol=2e-3, atol=2e-3)

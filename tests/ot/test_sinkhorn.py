@@ -17,9 +17,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from otkd.core.errors import OtkdError
 from otkd.ot import entropic_batch, exact
 from otkd.ot import entropic_rules as rules
+from otkd.ot.clouds import Clouds
 from otkd.ot.cost import normalized, sqeuclidean
 from otkd.ot.result import TransportResult
-from otkd.ot.sinkhorn import Config, solve
+from otkd.ot.sinkhorn import Config, shortcut, solve
 
 EPSILONS = [1e-3, 1e-2, 0.05, 0.3, 1.0]
 TIGHT = 1e-10
@@ -434,3 +435,57 @@ def test_a_start_of_another_shape_is_refused() -> None:
     cost, a, b = problem()
     with pytest.raises(OtkdError, match=r"second potential of shape \(13,\)"):
         solve(cost, a, b, Config(), start=(b, a))
+
+
+@pytest.mark.parametrize("normalize", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(13, 17, 3), (31, 5, 40), (1, 4, 2), (150, 120, 7)])
+def test_the_shortcut_gives_what_the_long_way_gives(
+    shape: tuple[int, int, int], dtype: torch.dtype, normalize: str
+) -> None:
+    """Value, plan, potentials' plan, and the gradient in both clouds."""
+    n, m, d = shape
+    generator = torch.Generator().manual_seed(0)
+    x, y = (3 + torch.randn(count, d, generator=generator, dtype=torch.float64).to(dtype) for count in (n, m))
+    config = Config(epsilon=0.1, tolerance=1e-6 if dtype == torch.float64 else 1e-4)
+    answers = []
+    for short in (True, False):
+        points = x.clone().requires_grad_(), y.clone().requires_grad_()
+        clouds = Clouds(*points, normalize=normalize)
+        result = shortcut(clouds, None, None, config) if short else solve(clouds.cross, None, None, config)
+        assert result is not None
+        answers.append((result, torch.autograd.grad(3 * result.value_B, points)))
+    (short_result, short_grads), (result, grads) = answers
+    close = {"rtol": 1e-6, "atol": 1e-7} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
+    torch.testing.assert_close(short_result.value_B, result.value_B, **close)
+    torch.testing.assert_close(short_result.plan_BNM, result.plan_BNM, **close)
+    torch.testing.assert_close(short_grads, grads, **close)
+    assert short_result.converged_B
+    assert result.converged_B
+    assert [part.shape for part in short_result.potentials or ()] == [(n,), (m,)]
+
+
+def test_the_shortcut_is_left_where_it_does_not_fit() -> None:
+    x, y = torch.randn(5, 3), torch.randn(7, 3)
+    weights = torch.full((5,), 0.2)
+    assert shortcut(Clouds(x, y), None, None, Config()) is not None
+    assert shortcut(Clouds(x.bfloat16(), y.bfloat16()), None, None, Config()) is not None
+    for clouds, config in (
+        (Clouds(x, y, "euclidean"), Config()),
+        (Clouds(x, y, normalize="max"), Config()),
+        (Clouds(x[None], y[None]), Config()),
+        (Clouds(x, y), Config(value="primal")),
+        (Clouds(x, y), Config(gradient="implicit")),
+        (Clouds(x, y), Config(iterations=3)),
+    ):
+        assert shortcut(clouds, None, None, config) is None
+    assert shortcut(Clouds(x, y), weights, None, Config()) is None
+
+
+def test_the_shortcut_shows_points_that_are_not_finite() -> None:
+    x = torch.randn(5, 3)
+    x[2, 1] = torch.nan
+    result = shortcut(Clouds(x, torch.randn(7, 3)), None, None, Config())
+    assert result is not None
+    assert result.value_B.isnan()
+    assert not result.converged_B

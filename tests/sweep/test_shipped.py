@@ -22,6 +22,8 @@ TRIALS = {
     ("cifar100_transport", "quick"): 1 + (2 + 3 + 2 + 2 + 4),  # four axes meet in one default setting
     ("ot_solvers", "paper"): 1 + 15 * 3,
     ("ot_solvers", "quick"): 1 + 15 * 3,
+    ("ot_losses", "paper"): 1 + 14 * 3,
+    ("ot_losses", "quick"): 1 + 14 * 3,
     ("transport_points", "paper"): 1 + (2 + 4 * 3 + 2) * 3,
     ("transport_points", "quick"): 1 + (2 + 4 * 3 + 2),
     ("transport_entropy", "paper"): 1 + (2 + 3 * 3 * 3) * 3,

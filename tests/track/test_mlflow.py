@@ -17,6 +17,7 @@ from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import Picture, Pictures
 from otkd.track.mlflow import MlflowSink, note
+from otkd.track.picture import heat_map
 from otkd.track.store import tracking_uri
 
 
@@ -109,12 +110,47 @@ def test_a_kept_plan_becomes_a_picture_of_the_run(sink: Any, invented: Any, layo
     writer.close()
     run = by_key(layout)[student.key]
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/snapshots.json") == text
-    for name, picture in (("transport-stage2-x", cells), ("transport-embedding", between)):
+    for name in ("transport-stage2-x", "transport-embedding"):
         image = mlflow.artifacts.load_image(f"{run.info.artifact_uri}/{name}.png")
         assert min(image.size) > 300
-        assert len(set(image.convert("RGB").getdata())) > len({entry for row in picture.matrix for entry in row})
     other = by_key(layout)[invented.students[1].key]
     assert "snapshots.json" not in [item.path for item in mlflow.MlflowClient().list_artifacts(other.info.run_id)]
+
+
+def test_a_heat_map_shows_the_matrix_and_names_the_classes() -> None:
+    matrix = ((0.5, 0.0, 0.1), (0.1, 0.4, 0.2), (0.0, 0.3, 0.6))
+    axes = heat_map(Picture(about="between images", matrix=matrix, classes=(0, 3, 3))).axes[0]
+    (image,) = axes.images
+    assert image.get_array().tolist() == [list(row) for row in matrix]
+    assert image.get_clim() == (0, 0.6)
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["0", "3"]
+        assert axis.get_ticklocs().tolist() == [0, 1.5]
+    assert [line.get_ydata()[0] for line in axes.lines[::2]] == [0.5], "one line parts the classes"
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (
+        "between images", "teacher, by class", "student, by class"
+    )  # fmt: skip
+
+
+def test_a_heat_map_of_no_classes_says_how_many_there_are() -> None:
+    axes = heat_map(Picture(about="between cells", matrix=((0.2, 0.3, 0.5), (0.1, 0.0, 0.2)))).axes[0]
+    assert axes.images[0].get_array().shape == (2, 3)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("teacher (3)", "student (2)")
+
+
+@pytest.mark.parametrize("text", ['{"pictures": {"transport-emb', '{"pictures": {"x": {"about": "", "matrix": []}}}'])
+def test_a_torn_picture_leaves_no_run_open(
+    sink: Any, invented: Any, layout: Layout, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = invented.students[0]
+    layout.trial(student.key).snapshots.parent.mkdir(parents=True)
+    layout.trial(student.key).snapshots.write_text(text)
+    writer = sink()
+    with caplog.at_level(logging.WARNING, "otkd.track"):
+        invented.play(writer)
+        writer.close()
+    assert f"the pictures of {student.key} cannot be drawn" in caplog.text
+    assert {run.info.status for run in by_key(layout).values()} == {"FINISHED"}
 
 
 def test_a_killed_driver_is_continued(sink: Any, invented: Any, layout: Layout, say: Any) -> None:

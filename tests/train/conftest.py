@@ -18,6 +18,10 @@ METHODS = {
     "at": {"ce": {}, "attention": {}},
     "ot": {"ce": {}, "transport": {}},
     "emd": {"ce": {}, "transport": {"solver": {"name": "exact"}}},
+    "sliced": {"ce": {}, "transport": {"solver": {"name": "sliced", "projections": 5}}},
+    "warm": {"ce": {}, "transport": {"points": "channel", "layer": 3, "warm_start": True}},
+    "wkd": {"ce": {}, "wkd_logit": {"layer": "stage3", "side": 1}},
+    "wcord": {"ce": {}, "wcord": {"width": 9, "solver": {"name": "sliced", "projections": 5}}},
 }
 
 

@@ -1,7 +1,10 @@
 import json
 import logging
+import re
 import resource
 import signal
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
 from otkd.train.device import pick
 from otkd.train.student import Student
+from otkd.train.teacher import Teacher
 
 FINAL = {
     names.test("last", "top1"),
@@ -78,7 +82,7 @@ def test_a_diverging_member_stops_and_the_others_go_on(environment, trial):
     here = environment()
     first, second = fit([wild, calm], Mailbox(), here)
     assert first.status == "diverged"
-    assert "train epoch 1, by step" in first.reason
+    assert re.search("train epoch 1, by step [0-9]+; the", first.reason), "a CPU looks at every step"
     assert "; the student's stage1, stage2" in first.reason
     assert second.status == "finished"
     assert here.layout.trial(wild.key).done
@@ -238,22 +242,70 @@ def test_a_loss_alone_that_is_not_finite_is_told_apart(environment, trial, monke
     assert result.reason.endswith("by step 1; all outputs of both networks are finite")
 
 
-def test_a_term_sees_all_training_images_once_before_training(environment, trial, monkeypatch):
-    seen = []
+@pytest.fixture
+def observing(monkeypatch):
+    """Makes `kd` and `attention` look at the teacher first; what each saw, and how often the teacher was asked."""
+    seen, asked = [], []
 
-    def prepare(self, outputs):
-        seen.append([(batch.indices, out_t.logits.shape, self.training) for batch, out_t in outputs])
+    def observe(self, batch, out_t):
+        seen.append((type(self).__module__.split(".")[-1], batch.indices))
+        assert len(batch.indices) == len(out_t.logits)
+        time.sleep(0.01)
 
-    monkeypatch.setattr("otkd.losses.kd.Loss.prepare", prepare)
-    monkeypatch.setattr("otkd.losses.kd.Loss.needs_preparation", True)
-    here = environment(checkpoint_s=0.0)
-    trainer = CohortTrainer([trial("kd")], Mailbox(), here)
-    (batches,) = seen
-    rows = torch.cat([indices for indices, _, _ in batches])
-    assert len(rows) == len(rows.unique()) == 120
+    outputs = Teacher.outputs
+    monkeypatch.setattr(Teacher, "outputs", lambda *args: asked.append(1) or outputs(*args))
+    for name in ("kd", "attention"):
+        monkeypatch.setattr(f"otkd.losses.{name}.Loss.observe", observe)
+        monkeypatch.setattr(f"otkd.losses.{name}.Loss.prepare", lambda self: seen.append(("prepare", None)))
+        monkeypatch.setattr(f"otkd.losses.{name}.Loss.needs_preparation", True)
+    return SimpleNamespace(seen=seen, asked=asked)
+
+
+def test_terms_see_all_training_images_once_before_training_in_one_pass(environment, trial, observing, monkeypatch):
+    monkeypatch.setattr("otkd.train.teacher.EVAL_BATCH", 50)
+    here, trials = environment(checkpoint_s=0.0), [trial("kd"), trial("at"), trial("ot")]
+    trainer = CohortTrainer(trials, Mailbox(), here)
+    assert len(observing.asked) == 1
+    assert [name for name, _ in observing.seen] == ["kd", "attention"] * 3 + ["prepare"] * 2, "in lockstep"
+    for term in ("kd", "attention"):
+        rows = torch.cat([indices for name, indices in observing.seen if name == term])
+        assert len(rows) == len(rows.unique()) == 120
     trainer.step()
-    CohortTrainer([trial("kd")], Mailbox(), here)
-    assert len(seen) == 1, "what was learned is in the checkpoint"
+    results = fit(trials, Mailbox(), here)
+    assert len(observing.asked) == 1, "what was learned is in the checkpoint"
+    for result, prepared in zip(results, (True, True, False), strict=True):
+        prepare_s = result.metrics[names.PREPARE_S]
+        assert (prepare_s > 0.03) == prepared  # three batches of 0.01 s each, and the teacher
+        epochs_s = sum(record.metrics[names.EPOCH_S] for record in result.epochs)
+        assert result.metrics[names.WALL_S] == pytest.approx(prepare_s + epochs_s)
+
+
+def test_a_term_that_cannot_prepare_fails_alone(environment, trial, observing, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no such features")
+
+    monkeypatch.setattr("otkd.losses.attention.Loss.observe", refuse)
+    first, second = fit([trial("at"), trial("kd")], Mailbox(), environment())
+    assert (first.status, second.status) == ("failed", "finished")
+    assert "no such features" in first.reason
+    assert [name for name, _ in observing.seen] == ["kd", "prepare"]
+
+
+def test_where_looks_are_rare_a_divergence_is_placed_between_two(environment, trial, monkeypatch):
+    """120 images in batches of 10: looks after 5, 10 and 12 steps, as on a GPU."""
+    steps = []
+
+    def late(self, *_):
+        steps.append(1)
+        return LossOutput(torch.tensor(torch.nan if len(steps) >= 11 else 0.0))
+
+    monkeypatch.setattr("otkd.losses.kd.Loss.forward", late)
+    small = trial("kd", train=Train(epochs=1, batch_size=10))
+    trainer = CohortTrainer([small], Mailbox(), environment())
+    trainer.students[0].check_every = 5
+    trainer.step()
+    reason = trainer.results[small.key].reason
+    assert "in train epoch 1, by step 12, within the last 2 steps; " in reason
 
 
 def test_the_teachers_classifier_is_its_last_layer(environment, trial):
@@ -262,6 +314,36 @@ def test_the_teachers_classifier_is_its_last_layer(environment, trial):
     assert weight.shape == (10, 64)
     assert not weight.requires_grad
     assert weight.data_ptr() == trainer.teacher.model.fc.weight.data_ptr()
+    trainer.teacher.model.add_module("another", torch.nn.Linear(64, 11))
+    assert trainer.teacher.classifier.data_ptr() == weight.data_ptr()
+    trainer.teacher.model.fc = torch.nn.Identity()
+    assert trainer.teacher.classifier is None
+
+
+def test_a_picture_that_cannot_be_made_costs_no_trial(environment, trial, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no memory for a picture")
+
+    monkeypatch.setattr("otkd.losses.transport.Loss.snapshot", fail)
+    here = environment()
+    with caplog.at_level(logging.WARNING, "otkd"):
+        [result] = fit([trial("ot")], Mailbox(), here)
+    assert (result.status, result.reason) == ("finished", "")
+    assert names.test("best", "top1") in result.metrics
+    assert f"{trial('ot').key} keeps no picture: RuntimeError: no memory for a picture" in caplog.text
+    folder = here.layout.trial(trial("ot").key)
+    assert folder.last.exists()
+    assert not folder.snapshots.exists()
+
+
+@pytest.mark.parametrize(("most", "each"), [(128, 4), (16, 2), (3, 1)])
+def test_a_picture_is_of_few_images(environment, trial, monkeypatch, most, each):
+    """The trial's batch of 32 is four of each of eight classes, unless that is too many."""
+    monkeypatch.setattr(engine, "SNAPSHOT_IMAGES", most)
+    trainer = CohortTrainer([trial("ot")], Mailbox(), environment())
+    trainer._keep_snapshots(trainer.students[0])
+    (kept,) = Pictures.model_validate_json(trainer.students[0].folder.snapshots.read_text()).pictures.values()
+    assert kept.classes == tuple(label for label in range(8) for _ in range(each))
 
 
 def test_the_plan_of_a_fixed_batch_is_kept(environment, trial):

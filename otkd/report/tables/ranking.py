@@ -71,7 +71,7 @@ def _apart(frame: pd.DataFrame, pair: str, order: list[str]) -> list[str]:
 
 def _caption(frame: pd.DataFrame) -> str:
     floor = baselines(frame).student
-    below = f" What ranks below {floor}, the floor, did harm at its weight and this budget." if floor else ""
+    below = f" What ranks below {floor}, the floor, brought nothing at its weight and this budget." if floor else ""
     return (
         "Methods by mean test accuracy with the weights of the last epoch, ± sample standard deviation over n seeds. "
         "Apart from the next: the lead over the row below is larger than the spread of that difference, paired by "
