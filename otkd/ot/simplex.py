@@ -1,7 +1,6 @@
 """POT's network simplex over a batch of problems: on the CPU, in float64, on as many threads as torch may use.
 
-Each problem is widened to float64 by itself, when its turn comes. POT keeps about five more matrices of its size for as
-long as it works on it.
+Each problem is widened to float64 by itself, when its turn comes. POT takes memory of its own while it works on it.
 """
 
 from __future__ import annotations
