@@ -16,11 +16,11 @@ by its mean, so that a solver's epsilon and the weight mean the same at every la
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +58,14 @@ class WeightedLayer(StrictModel):
     """Factor of this layer in the term."""
 
 
+def _one_or_several(value: Any) -> Any:
+    """One message for what is no layer at all, in place of one for each thing that a layer may be."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not listed or not all(isinstance(item, int | str | Mapping | WeightedLayer) for item in listed):
+        raise ValueError("a layer is an index, a name, or a list of these, each of which may be {layer, weight}.")
+    return value
+
+
 class Config(TermConfig):
     """Optimal transport between two clouds of representations."""
 
@@ -65,7 +73,10 @@ class Config(TermConfig):
     """Factor of this term in the weighted sum."""
     points: Literal["batch", "spatial", "channel", "batch-spatial"] = "batch"
     """What is transported: images, the cells of each image, its channels, or the cells of all images together."""
-    layer: Layer | Annotated[tuple[Layer | WeightedLayer, ...], Field(min_length=1, strict=False)] = "embedding"
+    layer: Annotated[
+        Layer | Annotated[tuple[Layer | WeightedLayer, ...], Field(min_length=1, strict=False)],
+        BeforeValidator(_one_or_several),
+    ] = "embedding"
     """Where: `embedding`, `logits`, a feature map by index (0 is the stem) or name; or a list of these.
 
     An entry of a list may be {layer, weight}; the layers' values are added up.

@@ -222,9 +222,11 @@ def test_what_does_not_go_together_is_a_problem(cards: Any, options: dict[str, A
         assert re.search(message, problem.message)
 
 
-def test_an_empty_list_of_layers_is_refused() -> None:
-    with pytest.raises(ConfigError, match="layer"):
-        configure("losses", "transport", {"layer": []})
+@pytest.mark.parametrize("layer", [[], 2.5, None, [1, 2.5]])
+def test_what_is_no_layer_is_refused_with_one_message(layer: Any) -> None:
+    with pytest.raises(ConfigError, match="a layer is an index, a name, or a list") as caught:
+        configure("losses", "transport", {"layer": layer})
+    assert [problem.path for problem in caught.value.problems] == ["layer"]
 
 
 def test_the_kept_plan_is_ordered_by_class(scene: Any) -> None:
