@@ -113,4 +113,5 @@ def test_threads_change_neither_answer_nor_order(threads: int, monkeypatch: pyte
 def test_giving_up_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        solve(draw(3, 13, 17), None, None, Config(max_iters=1))
+        result = solve(draw(3, 13, 17), None, None, Config(max_iters=1))
+    assert not result.converged_B.any()
