@@ -25,12 +25,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from otkd.core.config import SolverConfig
-from otkd.ot import entropic
-from otkd.ot import entropic_rules as rules
+from otkd.ot import entropic, entropic_cpu
 from otkd.ot.clouds import Clouds
 from otkd.ot.cost import scale_of
-from otkd.ot.entropic_batch import times
-from otkd.ot.entropic_rules import Solution
+from otkd.ot.entropic_device import times
+from otkd.ot.entropic_rules import Solution, budget
 from otkd.ot.points import leaves, pull, with_gradients
 from otkd.ot.precision import full_precision, widen
 from otkd.ot.problem import read
@@ -128,35 +127,23 @@ class _Self(NamedTuple):
 
 def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Tensor, _Self]:
     """The problem of a cloud and itself, from −C/ε: u ← √(u / K (a u)) with K = exp(−C/ε); the plan is a u K a u."""
-    single = len(exponent_BNN) == 1
-    if single:
-        exponent_BNN, a_BN = exponent_BNN[0], a_BN[0]
-    kernel_BNN = exponent_BNN.clamp_(min=-rules.DEPTH).exp_()
-    u_BN, s_BN, n_iters = _scale(kernel_BNN, a_BN, config)
+    kernel_BNN = exponent_BNN.clamp_(min=-entropic_cpu.DEPTH).exp_()
+    most, blind = budget(kernel_BNN.device, config)
+    if blind:
+        u_BN, s_BN, n_iters = *_exactly(kernel_BNN, a_BN, most), most
+    else:
+        u_BN, s_BN, n_iters = entropic_cpu.self_scalings(kernel_BNN, a_BN, config)
     t_BN = a_BN * u_BN
-    excess_B = (t_BN * s_BN).sum(-1) - 1
-    dual_B = config.epsilon * (2 * (a_BN * u_BN.log()).sum(-1) - excess_B)
-    plan_BNN = kernel_BNN.mul_(t_BN[..., :, None]).mul_(t_BN[..., None, :])
-    error_B = 2 * _row_error(u_BN, s_BN, a_BN)
-    if single:
-        return plan_BNN[None], _Self(error_B[None], dual_B[None], n_iters)
-    return plan_BNN, _Self(error_B, dual_B, n_iters)
+    r_BN = t_BN * s_BN
+    dual_B = config.epsilon * (2 * (a_BN * u_BN.log()).sum(-1) - (r_BN.sum(-1) - 1))
+    plan_BNN = kernel_BNN.mul_(t_BN[:, :, None]).mul_(t_BN[:, None, :])
+    return plan_BNN, _Self(2 * (r_BN - a_BN).abs_().sum(-1), dual_B, n_iters)
 
 
-def _scale(kernel_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Tensor, Tensor, int]:
-    """u, K (a u), and the number of iterations."""
-    most, blind = rules.budget(kernel_BNN.device, config)
-    u_BN, s_BN, n_iters = torch.ones_like(a_BN), times(kernel_BNN, a_BN), 0
-    while n_iters < most:
-        steps = most if blind else min(config.check_every, most - n_iters)
-        for _ in range(steps):
-            u_BN = (u_BN / s_BN).sqrt_()
-            s_BN = times(kernel_BNN, a_BN * u_BN)
-        n_iters += steps
-        if not blind and not (2 * _row_error(u_BN, s_BN, a_BN) > config.tolerance).any().item():
-            break
-    return u_BN, s_BN, n_iters
-
-
-def _row_error(u_BN: Tensor, s_BN: Tensor, a_BN: Tensor) -> Tensor:
-    return (a_BN * (u_BN * s_BN - 1)).abs_().sum(-1)
+def _exactly(kernel_BNN: Tensor, a_BN: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """u and K (a u) after so many iterations."""
+    u_BN, s_BN = torch.ones_like(a_BN), times(kernel_BNN, a_BN)
+    for _ in range(most):
+        u_BN = (u_BN / s_BN).sqrt_()
+        s_BN = times(kernel_BNN, a_BN * u_BN)
+    return u_BN, s_BN

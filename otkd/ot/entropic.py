@@ -12,24 +12,26 @@ Lorenz & Wirth, 2017): (I − Q Qᵀ) x = (a − r)/√r with r the plan's row s
 problem of the batch by itself, only where the dual rises: the whole ascends, from wherever it starts. Where ε is small
 against the costs' range, each problem comes from a larger ε in factors of `ANNEALING` (ε-scaling).
 
-Three drivers share these steps and `otkd.ot.entropic_rules`. For one problem on the CPU there is
-`entropic_one.until`, for a batch there `entropic_batch.until`; both look at the errors and stop. Everywhere else
-`entropic_batch.exactly` runs a given number of iterations without any look from the host.
+Two drivers take these steps. On the CPU `entropic_cpu.until` solves one problem after the other in compiled code, looks
+at the error and stops. Everywhere else `entropic_device.exactly` runs a given number of iterations on all at once,
+without any look from the host.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from otkd.core.errors import OtkdError
-from otkd.ot import entropic_batch, entropic_one
-from otkd.ot import entropic_rules as rules
-from otkd.ot.entropic_rules import Settings, Solution
+from otkd.ot import entropic_cpu, entropic_device
+from otkd.ot.entropic_cpu import GENTLE, STEEP
+from otkd.ot.entropic_rules import Settings, Solution, budget
 from otkd.ot.problem import Problem
+
+NEAR = 0.3
+"""Marginal error under which a given start needs no ε-scaling."""
 
 
 def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None = None) -> Solution:
@@ -41,37 +43,17 @@ def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor
             iterations on other devices.
         start: potentials (…, N), (…, M) of a similar problem, used where they beat none.
     """
-    _, blind = rules.budget(problem.cost_BNM.device, settings)
-    single = len(problem.cost_BNM) == 1
-    if single and not blind:
-        return alone(problem, settings, start)
+    _, blind = budget(problem.cost_BNM.device, settings)
+    g_BM, annealed_B1 = _begin(problem, settings, start)
+    if not blind:
+        return entropic_cpu.until(problem, settings, g_BM, annealed_B1[:, 0])
     lowest_B1, highest_B1 = torch.aminmax(problem.cost_BNM.flatten(-2), dim=-1, keepdim=True)
     spread_B1 = highest_B1 - lowest_B1
-    g_BM, epsilon_B1 = _begin(problem, settings, spread_B1, start)
-    if single:  # a product with one matrix is faster than with a batch of one
-        problem, (g_BM, epsilon_B1) = Problem(*(part[0] for part in problem)), (g_BM[0], epsilon_B1[0])
-    solve = entropic_batch.exactly if blind else entropic_batch.until
-    f_BN, g_BM, plan_BNM, error_B, dual_B, n_iters = solve(problem, settings, g_BM, epsilon_B1, spread_B1)
-    if single:
-        f_BN, g_BM, plan_BNM = f_BN[None], g_BM[None], plan_BNM[None]
+    steep_B1 = annealed_B1 & (spread_B1 > STEEP * settings.epsilon)
+    epsilon_B1 = torch.where(steep_B1, spread_B1 / GENTLE, settings.epsilon)
+    solution = entropic_device.exactly(problem, settings, g_BM, epsilon_B1)
     poison_B = 0 * spread_B1[:, 0]  # NaN where a cost is not finite
-    return Solution(f_BN, g_BM, plan_BNM, error_B + poison_B, dual_B + poison_B, n_iters)
-
-
-def alone(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None = None) -> Solution:
-    """One problem on the CPU; arguments as for `potentials`."""
-    cost_BNM = problem.cost_BNM.numpy()
-    lowest, highest = float(cost_BNM.min()), float(cost_BNM.max())
-    spread, g_M = highest - lowest, None
-    if start is None and settings.annealing:
-        epsilon = spread / rules.GENTLE if spread > rules.STEEP * settings.epsilon else settings.epsilon
-    else:
-        g_BM, epsilon_B1 = _begin(problem, settings, problem.a_BN.new_full((1, 1), spread), start)
-        g_M, epsilon = g_BM[0].numpy(), epsilon_B1.item()
-    solution = entropic_one.until(problem, settings, g_M, epsilon, lowest, highest)
-    if math.isfinite(spread):
-        return solution
-    return solution._replace(error_B=solution.error_B * math.nan, dual_B=solution.dual_B * math.nan)
+    return solution._replace(error_B=solution.error_B + poison_B, dual_B=solution.dual_B + poison_B)
 
 
 def log_weights(weights: Tensor) -> Tensor:
@@ -107,7 +89,7 @@ def _warm(problem: Problem, g_BM: Tensor, start: tuple[Tensor, Tensor], epsilon:
     gain_BN, gain_BM = problem.a_BN * (warm_f_BN - f_BN), problem.b_BM * (one_warm_g_BM - one_g_BM)
     better_B1 = gain_BN.sum(-1, True) + gain_BM.sum(-1, True) > 0  # false where the start is not finite
     error_B1 = (problem.b_BM * torch.expm1((warm_g_BM - one_warm_g_BM) / epsilon)).abs().sum(-1, True)
-    return torch.where(better_B1, warm_g_BM, g_BM), better_B1 & (error_B1 < rules.NEAR)
+    return torch.where(better_B1, warm_g_BM, g_BM), better_B1 & (error_B1 < NEAR)
 
 
 def _log_iteration(problem: Problem, g_BM: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -116,38 +98,13 @@ def _log_iteration(problem: Problem, g_BM: Tensor, epsilon: float) -> tuple[Tens
     return f_BN, soft_min(f_BN, problem.a_BN.log(), problem.cost_BNM.mT, epsilon)
 
 
-def at_fixed_plan(value: Tensor, cost: Tensor, plan: Tensor) -> Tensor:
-    """`value` (…) with the plan (…, N, M) as its derivative in the cost (…, N, M): the envelope theorem."""
-    if not (cost.requires_grad and torch.is_grad_enabled()):
-        return value
-    held: Tensor = _AtFixedPlan.apply(cost, (value, plan))
-    return held
-
-
-class _AtFixedPlan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, cost: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
-        value, ctx.plan = given
-        ctx.dtype = cost.dtype
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        slope = (grad[..., None, None] if grad.dim() else grad) * ctx.plan
-        return slope if slope.dtype == ctx.dtype else slope.to(ctx.dtype), None
-
-
-def _begin(
-    problem: Problem, settings: Settings, spread_B1: Tensor, start: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """The first g, and each problem's first ε."""
-    epsilon, g_BM = settings.epsilon, torch.zeros_like(problem.b_BM)
-    epsilon_B1 = first_B1 = torch.full_like(spread_B1, epsilon)
-    if settings.annealing:
-        first_B1 = torch.where(spread_B1 > rules.STEEP * epsilon, spread_B1 / rules.GENTLE, epsilon)
+def _begin(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """The first g, and which problems (B, 1) may come from a larger ε."""
+    g_BM = torch.zeros_like(problem.b_BM)
+    annealed_B1 = torch.full_like(g_BM[:, :1], settings.annealing, dtype=torch.bool)
     if start is not None:
-        g_BM, near_B1 = _warm(problem, g_BM, start, epsilon)
-        first_B1 = torch.where(near_B1, epsilon_B1, first_B1)
+        g_BM, near_B1 = _warm(problem, g_BM, start, settings.epsilon)
+        annealed_B1 &= ~near_B1
     if start is not None or not settings.annealing:
-        g_BM = _log_iteration(problem, g_BM, epsilon)[1]
-    return g_BM, first_B1
+        g_BM = _log_iteration(problem, g_BM, settings.epsilon)[1]
+    return g_BM, annealed_B1

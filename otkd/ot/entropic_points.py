@@ -1,8 +1,8 @@
-"""One entropic problem between points on the CPU, from the points to their gradient, without a graph in between.
+"""Entropic problems between points on the CPU, from the points to their gradient, without a graph in between.
 
-At the size of a mini-batch the calls cost more than the arithmetic, and autograd's most of all. With squared distances
-everything is a product of matrices: the normalised cost is [−2x/s, |x|²/s, 1] [y, 1, |y|²/s]ᵀ, its mean s comes from
-means of the points, and at the fixed plan the gradient in x is 2/s (P1 ∘ x − P y).
+With squared distances everything is a product of matrices. The plan does not change when a cost loses what belongs to
+its row or its column alone, which goes into the potentials: of |x|² + |y|² − 2⟨x, y⟩ the solver needs ⟨x, y⟩ only. The
+mean cost comes from means of the points, and at the fixed plan the gradient in x is 2 (P1 ∘ x − P y).
 """
 
 from __future__ import annotations
@@ -14,80 +14,109 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from otkd.ot import entropic
+from otkd.ot import entropic_cpu
 from otkd.ot.clouds import Clouds
-from otkd.ot.cost import check_memory
+from otkd.ot.compiled import Array, inner, outer
+from otkd.ot.entropic_cpu import Parts
 from otkd.ot.entropic_rules import Settings, Solution
 from otkd.ot.precision import widen
-from otkd.ot.problem import Problem
-
-Array = Any  # a numpy array of the points' precision
 
 
 def fits(clouds: Clouds) -> bool:
-    """Whether these clouds are one problem of the kind that is solved here."""
-    x_ND, y_MD = clouds.x_BND, clouds.y_BME
+    """Whether these clouds are problems of the kind that is solved here."""
+    x_BND, y_BMD = clouds.x_BND, clouds.y_BME
     return (
-        (clouds.cost, x_ND.dim(), y_MD.dim()) == ("sqeuclidean", 2, 2)
+        (clouds.cost, x_BND.device.type, y_BMD.device.type) == ("sqeuclidean", "cpu", "cpu")
         and clouds.normalize in ("mean", "none")
-        and widen(x_ND).dtype == widen(y_MD).dtype
-        and x_ND.device.type == y_MD.device.type == "cpu"
-        and x_ND.shape[1] == y_MD.shape[1]
-        and min(x_ND.numel(), y_MD.numel()) > 0
+        and widen(x_BND).dtype == widen(y_BMD).dtype
+        and min(x_BND.dim(), y_BMD.dim()) >= 2
+        and (x_BND.shape[:-2], x_BND.shape[-1]) == (y_BMD.shape[:-2], y_BMD.shape[-1])
+        and min(x_BND.numel(), y_BMD.numel()) > 0
     )
 
 
 def between(clouds: Clouds, settings: Settings) -> tuple[Tensor, Solution]:
-    """The dual value, whose derivative in the points is exact at convergence, and the solution; equal weights."""
+    """The dual values (…), whose derivative in the points is exact at convergence, and the solution; equal weights."""
     found: list[Solution] = []
-    value: Tensor = _Between.apply(widen(clouds.x_BND), widen(clouds.y_BME), clouds.normalize, settings, found)
+    value: Tensor = _Between.apply(clouds.x_BND, clouds.y_BME, clouds.normalize == "mean", settings, found)
     return value, found[0]
 
 
 class _Between(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_ND: Tensor, y_MD: Tensor, normalize: str, settings: Settings, found: list[Solution]
-    ) -> Tensor:
-        check_memory(x_ND, len(x_ND) * len(y_MD))
-        x, y, cost_NM, ctx.scale = _cost(x_ND.numpy(), y_MD.numpy(), normalize)
-        a_N, b_M = (part.new_full((1, len(part)), 1 / len(part)) for part in (x_ND, y_MD))
-        solution = entropic.alone(Problem(cost_NM[None], a_N, b_M), settings)
-        ctx.x, ctx.y, ctx.plan_NM = x, y, solution.plan_BNM[0]
+    def forward(ctx: Any, x: Tensor, y: Tensor, by_mean: bool, settings: Settings, found: list[Solution]) -> Tensor:
+        ctx.like_x, ctx.like_y = (x.shape, x.dtype), (y.shape, y.dtype)
+        x_BND, y_BMD = (widen(part).numpy().reshape(-1, *part.shape[-2:]) for part in (x, y))
+        x_BND, y_BMD, *rest = _centred(np.ascontiguousarray(x_BND), np.ascontiguousarray(y_BMD), by_mean)
+        ctx.factor_B, row_BN, column_BM = rest
+        ctx.x_BND, ctx.y_BMD = torch.from_numpy(x_BND), torch.from_numpy(y_BMD)
+        parts = Parts(torch.bmm(ctx.x_BND, ctx.y_BMD.mT).numpy(), *rest)
+        a_BN, b_BM = (np.full_like(part, 1 / part.shape[1]) for part in (row_BN, column_BM))
+        annealed_B = np.full(len(a_BN), settings.annealing)
+        solution = entropic_cpu.solve(parts, a_BN, b_BM, settings, np.zeros_like(b_BM), annealed_B)
+        ctx.plan_BNM = solution.plan_BNM
         found.append(solution)
-        return solution.dual_B[0].clone()
+        return solution.dual_B.reshape(x.shape[:-2]).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        factor = 2 * float(grad) / ctx.scale
+        factor_B = grad.numpy().reshape(-1) * ctx.factor_B
         by_x, by_y, *_ = ctx.needs_input_grad
-        grad_x = _pull(ctx.plan_NM, ctx.x, ctx.y, factor) if by_x else None
-        grad_y = _pull(ctx.plan_NM.mT, ctx.y, ctx.x, factor) if by_y else None
+        grad_x = _pull(ctx.plan_BNM, ctx.x_BND, ctx.y_BMD, factor_B, *ctx.like_x) if by_x else None
+        grad_y = _pull(ctx.plan_BNM.mT, ctx.y_BMD, ctx.x_BND, factor_B, *ctx.like_y) if by_y else None
         return grad_x, grad_y, None, None, None
 
 
-def _cost(x_ND: Array, y_MD: Array, normalize: str) -> tuple[Array, Array, Tensor, float]:
-    """Both clouds about their common mean, their cost, and what it was divided by."""
-    n, m, width = len(x_ND), len(y_MD), x_ND.shape[1]
-    sums_x_D, sums_y_D = np.add.reduce(x_ND, 0), np.add.reduce(y_MD, 0)
-    centre_D = (sums_x_D + sums_y_D) / np.asarray(n + m, x_ND.dtype)
-    left_ND, right_MD = (np.empty((count, width + 2), x_ND.dtype) for count in (n, m))
-    x, y = left_ND[:, :width], right_MD[:, :width]
-    np.subtract(x_ND, centre_D, out=x)
-    np.subtract(y_MD, centre_D, out=y)
-    length_N, length_M = np.einsum("nd,nd->n", x, x), np.einsum("nd,nd->n", y, y)
-    gap = np.dot(sums_x_D / n - centre_D, sums_y_D / m - centre_D)
-    mean = float(length_N.mean() + length_M.mean() - 2 * gap)
-    scale = mean if normalize == "mean" and not mean <= 0 else 1.0
-    x_ND, y_MD = x.copy(), y
-    x *= -2 / scale
-    left_ND[:, width], left_ND[:, width + 1] = length_N / scale, 1
-    right_MD[:, width], right_MD[:, width + 1] = 1, length_M / scale
-    cost_NM = torch.mm(torch.from_numpy(left_ND), torch.from_numpy(right_MD).mT)
-    return x_ND, y_MD, cost_NM.clamp_min_(0), scale
+def _pull(
+    plan_BNM: Tensor, x_BND: Tensor, y_BMD: Tensor, factor_B: Array, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    """factor (P y − P1 ∘ x)."""
+    grad_BND = torch.bmm(plan_BNM, y_BMD)
+    _subtract(grad_BND.numpy(), plan_BNM.sum(-1).numpy(), x_BND.numpy(), factor_B)
+    return grad_BND.reshape(shape).to(dtype)
 
 
-def _pull(plan_NM: Tensor, x_ND: Array, y_MD: Array, factor: float) -> Tensor:
-    x, y = torch.from_numpy(x_ND), torch.from_numpy(y_MD)
-    return (plan_NM.sum(-1, keepdim=True) * x).sub_(plan_NM @ y).mul_(factor)
+@outer
+def _subtract(image_BND: Array, mass_BN: Array, x_BND: Array, factor_B: Array) -> None:
+    for p in range(len(x_BND)):
+        for i in range(mass_BN.shape[1]):
+            for d in range(x_BND.shape[2]):
+                image_BND[p, i, d] = factor_B[p] * (image_BND[p, i, d] - mass_BN[p, i] * x_BND[p, i, d])
+
+
+@outer
+def _centred(x_BND: Array, y_BMD: Array, by_mean: bool) -> tuple[Array, Array, Array, Array, Array]:
+    """Both clouds about the mean of y, and of their costs the factor, the rows' and the columns' part.
+
+    `by_mean`: whether costs are divided by their mean. With the mean of y at 0 that is the sum of both mean squares.
+    """
+    real = x_BND.dtype.type
+    moved_x_BND, moved_y_BMD, factor_B = np.empty_like(x_BND), np.empty_like(y_BMD), np.empty_like(x_BND[:, 0, 0])
+    row_BN, column_BM = np.empty(x_BND.shape[:2], x_BND.dtype), np.empty(y_BMD.shape[:2], y_BMD.dtype)
+    for p in range(len(x_BND)):
+        centre_D = np.zeros_like(y_BMD[p, 0])
+        for j in range(y_BMD.shape[1]):
+            for d in range(len(centre_D)):
+                centre_D[d] += y_BMD[p, j, d]
+        centre_D /= real(y_BMD.shape[1])
+        scale = _move(x_BND[p], centre_D, moved_x_BND[p], row_BN[p])
+        scale += _move(y_BMD[p], centre_D, moved_y_BMD[p], column_BM[p])
+        if not (by_mean and scale > 0):
+            scale = real(1)
+        row_BN[p] /= scale
+        column_BM[p] /= scale
+        factor_B[p] = real(-2) / scale
+    return moved_x_BND, moved_y_BMD, factor_B, row_BN, column_BM
+
+
+@inner
+def _move(x_ND: Array, centre_D: Array, moved_ND: Array, length_N: Array) -> float:
+    """Fill in the points about a centre, and their squared lengths; gives the mean of these."""
+    for i in range(len(length_N)):
+        length = length_N.dtype.type(0)
+        for d in range(len(centre_D)):
+            moved_ND[i, d] = x = x_ND[i, d] - centre_D[d]
+            length += x * x
+        length_N[i] = length
+    return np.sum(length_N) / length_N.dtype.type(len(length_N))

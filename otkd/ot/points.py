@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from otkd.core.errors import OtkdError
-from otkd.ot import entropic
 from otkd.ot.clouds import Clouds
 from otkd.ot.precision import widen
-from otkd.ot.problem import weights
+from otkd.ot.problem import at_fixed_plan, weights
 
 
 class Points(NamedTuple):
@@ -64,6 +63,6 @@ def with_gradients(value: Tensor, points: tuple[Tensor, ...], pulled: list[Tenso
     for part, leaf in zip(points, pulled, strict=True):
         if leaf.grad is not None:
             more = value.requires_grad
-            held = entropic.at_fixed_plan(torch.zeros_like(value) if more else value, part, leaf.grad)
+            held = at_fixed_plan(torch.zeros_like(value) if more else value, part, leaf.grad)
             value = value + held if more else held
     return value

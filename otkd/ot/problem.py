@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,7 +66,29 @@ def read(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
 
 def transport_cost(cost: Tensor, plan: Tensor) -> Tensor:
     """⟨plan, cost⟩ per problem; its gradient in the cost is the plan."""
-    return (widen(cost) * plan).sum((-2, -1))
+    value = torch.linalg.vecdot(widen(cost.detach()).flatten(-2), plan.flatten(-2))
+    return at_fixed_plan(value, cost, plan)
+
+
+def at_fixed_plan(value: Tensor, cost: Tensor, plan: Tensor) -> Tensor:
+    """`value` (…) with the plan (…, N, M) as its derivative in the cost (…, N, M): the envelope theorem."""
+    if not (cost.requires_grad and torch.is_grad_enabled()):
+        return value
+    held: Tensor = _AtFixedPlan.apply(cost, (value, plan))
+    return held
+
+
+class _AtFixedPlan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
+        value, ctx.plan = given
+        ctx.dtype = cost.dtype
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        slope = (grad[..., None, None] if grad.dim() else grad) * ctx.plan
+        return slope if slope.dtype == ctx.dtype else slope.to(ctx.dtype), None
 
 
 def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, like: Tensor) -> Tensor:

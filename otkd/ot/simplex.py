@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from otkd.ot.problem import Problem
+from otkd.ot.threads import each
 
-THREADED_SIZE = 2**17
-"""Entries of all cost matrices from which on threads pay: to start them takes as long as a few problems of 64 × 64."""
+UNIT = 1e-3
+"""Costs from 0 up to a largest one between this and its inverse are left as they are."""
 
 Array = Any
 """Of numpy, in float64 where nothing else is said."""
@@ -58,20 +59,18 @@ def vertices(problem: Problem, max_iters: int, left: float = 0.0) -> Vertices:
             output[index] = array
         return bool(optimal)
 
-    optimal_B = torch.tensor(each(work, len(host[0]), host[0].numel()))
+    with silent():
+        optimal_B = torch.tensor(each(work, len(host[0]), host[0].numel()))
     plan_BNM, f_BN, g_BM = (part.to(problem.cost_BNM.device) for part in answers)
     return Vertices(plan_BNM, f_BN, g_BM, optimal_B.to(plan_BNM.device))
 
 
-def each(work: Callable[[int], Any], count: int, size: int) -> list[Any]:
-    """`work` for every index, in order; the threads end with the call, so that a later fork finds none."""
-    threads = min(count, torch.get_num_threads())
-    with warnings.catch_warnings():  # around the threads: what it sets is the whole process's
-        warnings.simplefilter("ignore")  # what POT warns of is in the result
-        if threads == 1 or size < THREADED_SIZE:
-            return [work(index) for index in range(count)]
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(work, range(count)))
+@contextmanager
+def silent() -> Iterator[None]:
+    """No warnings of POT's: they are in its results. Around threads, for what this sets is the whole process's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def vertex(
@@ -79,23 +78,24 @@ def vertex(
 ) -> tuple[Array, Array, Array, bool] | None:
     """Plan, both potentials and whether they are optimal, for one problem of any precision; None if it is not finite.
 
-    Costs are moved into [0, 1] first: POT finds negative ones infeasible and takes gains below about 1e-13 for none.
+    Costs that are negative or far from 1 are moved into [0, 1] first: POT finds negative ones infeasible, and takes
+    gains below about 1e-13 for none.
     """
     import ot as pot  # POT; importing it takes seconds
 
-    (n, m), low = cost_NM.shape, float(cost_NM.min())
-    span = float(cost_NM.max()) - low
-    if not math.isfinite(span):
+    (n, m), low, high = cost_NM.shape, float(cost_NM.min()), float(cost_NM.max())
+    if not math.isfinite(high - low):
         return None
-    span = span if span > 0 else 1.0
+    origin, unit = (0.0, 1.0) if low >= 0 and UNIT <= high <= 1 / UNIT else (low, high - low or 1.0)
     a_N, b_M = (np.append(part, left).astype(float) if left else part.astype(float) for part in (a_N, b_M))
     unit_NM = np.zeros((len(a_N), len(b_M)))
-    np.subtract(cost_NM, low, out=unit_NM[:n, :m], dtype=float)
-    unit_NM *= 1 / span
+    np.subtract(cost_NM, origin, out=unit_NM[:n, :m], dtype=float)
+    if unit != 1:
+        unit_NM /= unit
     if left:
-        unit_NM[n, m] = 1.0
+        unit_NM[n, m] = (high - origin) / unit
     options = {"numItermax": max_iters, "center_dual": False, "check_marginals": False}  # both are done elsewhere
     plan_NM, log = pot.emd(a_N, b_M, unit_NM, log=True, **options)
-    f_N, g_M = span * log["u"] + low, span * log["v"]
+    f_N, g_M = unit * log["u"] + origin, unit * log["v"]
     shift = (b_M @ g_M - a_N @ f_N) / 2
     return plan_NM[:n, :m], f_N[:n] + shift, g_M[:m] - shift, log["warning"] is None

@@ -27,11 +27,10 @@ from torch import Tensor
 
 from otkd.core.config import SolverConfig
 from otkd.ot import entropic, entropic_points
-from otkd.ot import entropic_rules as rules
 from otkd.ot.clouds import Clouds
-from otkd.ot.entropic_rules import Solution
+from otkd.ot.entropic_rules import Solution, budget
 from otkd.ot.precision import full_precision, widen
-from otkd.ot.problem import Problem, read
+from otkd.ot.problem import Problem, at_fixed_plan, read
 from otkd.ot.result import TransportResult
 
 
@@ -89,33 +88,26 @@ def solve(
                 value_B = _value(problem, solution, config)
         if config.gradient == "implicit":
             value_B = _Implicit.apply(*_Inputs.of(problem, cost_BNM, a_BN, b_BM), value_B, solution, config)
-        plan, value = solution.plan_BNM.reshape(cost_BNM.shape), value_B.reshape(batch)
         if config.gradient == "envelope":
-            value = entropic.at_fixed_plan(value, cost_BNM, plan)
-    return TransportResult(
-        value_B=value,
-        plan_BNM=plan,
-        potentials=(solution.f_BN.reshape(*batch, -1), solution.g_BM.reshape(*batch, -1)),
-        n_iters=solution.n_iters,
-        marginal_error_B=solution.error_B.reshape(batch),
-        converged_B=(solution.error_B <= config.tolerance).reshape(batch) & value.detach().isfinite(),
-    )
+            plan = solution.plan_BNM.reshape(cost_BNM.shape)
+            value_B = at_fixed_plan(value_B.reshape(batch), cost_BNM, plan)
+    return _result(batch, value_B.reshape(batch), solution, config)
 
 
 def shortcut(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Config) -> TransportResult | None:
     """What `solve(clouds.cross, a, b, config)` gives, sooner; None where these are not clouds for that."""
-    plain = a_BN is None and b_BM is None and config.iterations is None
+    plain = a_BN is None and b_BM is None and config.iterations is None and config.annealing
     if not (plain and (config.value, config.gradient) == ("dual", "envelope") and entropic_points.fits(clouds)):
         return None
-    value, solution = entropic_points.between(clouds, config)
-    return TransportResult(
-        value_B=value,
-        plan_BNM=solution.plan_BNM[0],
-        potentials=(solution.f_BN[0], solution.g_BM[0]),
-        n_iters=solution.n_iters,
-        marginal_error_B=solution.error_B[0],
-        converged_B=(solution.error_B[0] <= config.tolerance) & value.detach().isfinite(),
-    )
+    value_B, solution = entropic_points.between(clouds, config)
+    return _result(clouds.x_BND.shape[:-2], value_B, solution, config)
+
+
+def _result(batch: torch.Size, value_B: Tensor, solution: Solution, config: Config) -> TransportResult:
+    parts = solution.f_BN, solution.g_BM, solution.plan_BNM, solution.error_B
+    f_BN, g_BM, plan_BNM, error_B = (part.reshape((*batch, *part.shape[1:])) for part in parts)
+    converged_B = error_B <= config.tolerance  # false where it is not a number
+    return TransportResult(value_B, plan_BNM, (f_BN, g_BM), solution.n_iters, error_B, converged_B)
 
 
 def _value(problem: Problem, solution: Solution, config: Config) -> Tensor:
@@ -191,11 +183,11 @@ def _unrolled(
     (cost_BNM, a_BN, b_BM), epsilon = inputs, config.epsilon
     log_a_BN, log_b_BM = entropic.log_weights(a_BN), entropic.log_weights(b_BM)
     g_BM = entropic.first_potential(problem, epsilon, start)
-    budget, blind = rules.budget(cost_BNM.device, config)
-    for count in range(1, budget + 1):
+    most, blind = budget(cost_BNM.device, config)
+    for count in range(1, most + 1):
         f_BN = entropic.soft_min(g_BM, log_b_BM, cost_BNM, epsilon)
         g_BM = entropic.soft_min(f_BN, log_a_BN, cost_BNM.mT, epsilon)
-        if count == budget or (not blind and count % config.check_every == 0):
+        if count == most or (not blind and count % config.check_every == 0):
             exponent_BNM = f_BN[:, :, None] + g_BM[:, None, :] - cost_BNM
             plan_BNM = torch.exp(exponent_BNM / epsilon + log_a_BN[:, :, None] + log_b_BM[:, None, :])
             error_B = (plan_BNM.detach().sum(-1) - problem.a_BN).abs().sum(-1)

@@ -28,6 +28,7 @@ from otkd.ot.cost import normalized
 from otkd.ot.points import Points, leaves, pull, with_gradients
 from otkd.ot.problem import Problem
 from otkd.ot.result import TransportResult
+from otkd.ot.threads import each
 
 PIVOTS = 100_000
 """The most that the network simplex may take for a step."""
@@ -166,7 +167,8 @@ def _search(task: Task, config: Settings) -> tuple[Tensor, int, Tensor]:
         plan_BNM[index] = found.plan_NM
         return found.n_iters, found.converged
 
-    evidence = simplex.each(work, len(plan_BNM), plan_BNM.numel())
+    with simplex.silent():
+        evidence = each(work, len(plan_BNM), plan_BNM.numel())
     return plan_BNM, max(n_iters for n_iters, _ in evidence), torch.tensor([converged for _, converged in evidence])
 
 

@@ -100,7 +100,7 @@ def test_potentials_of_points_without_weight_are_feasible() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_change_neither_answer_nor_order(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each problem's value is its own: the batch is solved in the order in which it came."""
-    monkeypatch.setattr("otkd.ot.simplex.THREADED_SIZE", 0)
+    monkeypatch.setattr("otkd.ot.threads.THREADED_SIZE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     cost = draw(11, 13, 17)
     cost[4, 0, 0] = torch.nan
