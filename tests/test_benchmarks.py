@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,6 +198,11 @@ def test_who_keeps_too_much_or_takes_too_long_is_given_up(monkeypatch: pytest.Mo
         x.exp()
     with pytest.raises(MemoryError, match="tape"), measure.limited_tape(2**20):
         x.exp().exp()
+    with measure.limited_tape(2**20):
+        y = x.exp()
+    gone = weakref.ref(y.untyped_storage())
+    del y
+    assert gone() is None, "what it kept is let go of"
     with pytest.raises(TimeoutError), measure.patience(0.05):
         time.sleep(1)
 

@@ -125,7 +125,7 @@ def limited_tape(most: int) -> saved_tensors_hooks:
             total += storage.nbytes()
             if total > most:
                 raise MemoryError(f"tape > {most / 2**30:g} GiB")
-        return tensor
+        return tensor.detach()  # an operation that kept its own output would never be let go of
 
     return saved_tensors_hooks(pack, lambda tensor: tensor)
 

@@ -59,7 +59,7 @@ class TermLoss(nn.Module):
     needs_teacher: ClassVar[bool] = True
     """Whether `forward` looks at the teacher's output."""
 
-    needs_preparation: ClassVar[bool] = False
+    needs_preparation: bool = False
     """Whether `observe` and `prepare` have to be called before training."""
 
     def __init__(self, config: TermConfig, probe: Probe) -> None:

@@ -84,6 +84,7 @@ class Loss(TermLoss):
     def __init__(self, config: Config, probe: Probe) -> None:
         super().__init__(config, probe)
         self.config = config
+        self.needs_preparation = config.cost == "cka"
         if config.cost == "classifier" and probe.classifier_t is None:
             raise OtkdError(
                 "wkd_logit.cost: classifier takes the weights of the teacher's last linear layer, and this teacher has "
@@ -91,11 +92,6 @@ class Loss(TermLoss):
             )
         self.register_buffer("cost_KK", sharpened(_first_cost(probe), config.sharpness))
         self._samples: Samples | None = None
-
-    @property
-    def needs_preparation(self) -> bool:  # type: ignore[override]
-        """Only CKA looks at the training images."""
-        return self.config.cost == "cka"
 
     @torch.no_grad()
     def observe(self, batch: Batch, out_t: ModelOutput) -> None:

@@ -89,8 +89,8 @@ def scale_of(cost_BNM: Tensor, by: str) -> Tensor:
 
 
 def positive(scale: Tensor) -> Tensor:
-    """`scale`, and 1 where it is 0: a divisor."""
-    return torch.where(scale > 0, scale, 1)
+    """`scale`, and 1 where it is 0 or subnormal: a divisor. One that is not finite gives NaN, for costs would be 0."""
+    return torch.where(scale < torch.finfo(scale.dtype).tiny, 1, scale) + 0 * scale
 
 
 def classifier_cosine(weight_KD: Tensor) -> Tensor:

@@ -28,8 +28,7 @@ from otkd.core.config import SolverConfig
 from otkd.ot import entropic, entropic_cpu
 from otkd.ot.clouds import Clouds
 from otkd.ot.cost import scale_of
-from otkd.ot.entropic_device import times
-from otkd.ot.entropic_rules import Solution, budget
+from otkd.ot.entropic_rules import Solution, budget, times
 from otkd.ot.points import leaves, pull, with_gradients
 from otkd.ot.precision import full_precision, widen
 from otkd.ot.problem import read
@@ -51,7 +50,7 @@ class Config(SolverConfig):
     tolerance: PositiveFloat = 1e-4
     """L1 marginal error at which each problem stops, and under which it counts as converged."""
     check_every: PositiveInt = 5
-    """The most iterations between two looks at the error."""
+    """The most iterations of the cross problem between two decisions whether a Newton step would pay, at least 2."""
     iterations: PositiveInt | None = None
     """Run exactly so many iterations in place of looking at the error; the host never waits for the device."""
     annealing: bool = True

@@ -37,6 +37,8 @@ SETTLED = 0.01
 """Marginal error at which ε-scaling goes on to the next ε."""
 DEPTH = 60.0
 """Natural logarithm of the range that the kernel keeps below each row's maximum; single precision has 87."""
+LIFTED = 1.001 * math.exp(-DEPTH)
+"""Entries of the kernel up to this one were lifted; the plan has 0 there."""
 AGE = 40
 """Iterations after which potentials that have gone far are absorbed again."""
 FAR = 20.0
@@ -53,40 +55,40 @@ CG_TOLERANCE = 1e-4
 
 Cost = tuple[Array, float]
 """A matrix and its factor."""
-Limits = tuple[float, float, int, int]
+Stops = tuple[float, float, int, int]
 """ε, tolerance, the most iterations, and the most between two decisions how to go on."""
 
 
 class Parts(NamedTuple):
-    """Costs as factor · matrix + row + column, arrays. The plan does not depend on the last two: they cost no pass."""
+    """Problems as arrays, with costs factor · matrix + row + column. The plan does not depend on the last two."""
 
     matrix_BNM: Array
     factor_B: Array
     row_BN: Array
     column_BM: Array
+    a_BN: Array
+    b_BM: Array
+    g_BM: Array
+    """Where to start; overwritten."""
+    annealed_B: Array
+    """Which problems may come from a larger ε."""
 
 
 def until(problem: Problem, settings: Settings, g_BM: Tensor, annealed_B: Tensor) -> Solution:
-    """Iterate each problem until its error is within tolerance.
-
-    Args:
-        problem: on the CPU.
-        settings: of a solver.
-        g_BM: where to start; overwritten.
-        annealed_B: which problems may come from a larger ε.
-    """
-    cost_BNM, a_BN, b_BM = (part.numpy() for part in problem)
-    parts = Parts(cost_BNM, np.ones_like(a_BN[:, 0]), np.zeros_like(a_BN), np.zeros_like(b_BM))
-    return solve(parts, a_BN, b_BM, settings, g_BM.numpy(), annealed_B.numpy())
+    """Iterate each problem on the CPU until its error is within tolerance; see `Parts`."""
+    cost_BNM, a_BN, b_BM, g, annealed = (part.numpy() for part in (*problem, g_BM, annealed_B))
+    ones_B, row_BN, column_BM = np.ones_like(a_BN[:, 0]), np.zeros_like(a_BN), np.zeros_like(b_BM)
+    return solve(Parts(cost_BNM, ones_B, row_BN, column_BM, a_BN, b_BM, g, annealed), settings, annealed.shape)
 
 
-def solve(parts: Parts, a_BN: Array, b_BM: Array, settings: Settings, g_BM: Array, annealed_B: Array) -> Solution:
-    """`until` for costs in parts."""
-    limits = settings.epsilon, settings.tolerance, settings.max_iters, settings.check_every
-    f_BN, plan_BNM, error_B, dual_B = (np.empty_like(like) for like in (a_BN, parts.matrix_BNM, *2 * [parts.factor_B]))
-    arrays = *parts, a_BN, b_BM, f_BN, g_BM, plan_BNM, error_B, dual_B, annealed_B
-    counts = spans(lambda some: _all(*[array[some] for array in arrays], limits), len(a_BN), plan_BNM.size)
-    f, g, plan, error, dual = map(torch.from_numpy, (f_BN, g_BM, plan_BNM, error_B, dual_B))
+def solve(parts: Parts, settings: Settings, lead: tuple[int, ...]) -> Solution:
+    """`until` for costs in parts; the solution has the leading dimensions `lead` in place of their number B."""
+    stops = settings.epsilon, settings.tolerance, settings.max_iters, max(settings.check_every, 2)
+    f_BN, plan_BNM, error_B, dual_B = map(np.empty_like, (parts.a_BN, parts.matrix_BNM, *2 * [parts.factor_B]))
+    arrays = *parts, f_BN, plan_BNM, error_B, dual_B
+    counts = spans(lambda some: _all(*[array[some] for array in arrays], stops), len(f_BN), plan_BNM.size)
+    answers = f_BN, parts.g_BM, plan_BNM, error_B, dual_B
+    f, g, plan, error, dual = (torch.from_numpy(answer.reshape((*lead, *answer.shape[1:]))) for answer in answers)
     return Solution(f, g, plan, error, dual, max(counts))
 
 
@@ -122,33 +124,35 @@ def _all(
     column_BM: Array,
     a_BN: Array,
     b_BM: Array,
-    f_BN: Array,
     g_BM: Array,
+    annealed_B: Array,
+    f_BN: Array,
     plan_BNM: Array,
     error_B: Array,
     dual_B: Array,
-    annealed_B: Array,
-    limits: Limits,
+    stops: Stops,
 ) -> int:
     """Fill f, the plan, the rows' error and the dual value; gives the most iterations of a problem."""
     most = 0
     for p in range(len(matrix_BNM)):
         cost, a_N, b_M, f_N, g_M = (matrix_BNM[p], factor_B[p]), a_BN[p], b_BM[p], f_BN[p], g_BM[p]
         g_M -= column_BM[p]
-        n_iters, error_B[p] = _one(cost, a_N, b_M, f_N, g_M, plan_BNM[p], annealed_B[p], limits)
+        n_iters, error_B[p] = _one(cost, a_N, b_M, f_N, g_M, plan_BNM[p], annealed_B[p], stops)
         f_N += row_BN[p]
         g_M += column_BM[p]
-        dual_B[p] = np.sum(a_N * f_N) + np.sum(b_M * g_M) + 0 * error_B[p]
+        dual_B[p] = np.sum(a_N * f_N) + np.sum(b_M * g_M)
+        error_B[p] += 0 * dual_B[p]  # whatever is not finite shows in both
+        dual_B[p] += 0 * error_B[p]
         most = max(most, n_iters)
     return most
 
 
 @inner
 def _one(
-    cost: Cost, a_N: Array, b_M: Array, f_N: Array, g_M: Array, kernel_NM: Array, annealed: bool, limits: Limits
+    cost: Cost, a_N: Array, b_M: Array, f_N: Array, g_M: Array, kernel_NM: Array, annealed: bool, stops: Stops
 ) -> tuple[int, float]:
     """One problem: iterations and error. The kernel's memory becomes the plan's."""
-    target, tolerance, most, block = limits
+    target, tolerance, most, block = stops
     steep = _range(cost, g_M)
     epsilon = target
     if annealed and steep > STEEP * target:
@@ -156,22 +160,25 @@ def _one(
     t_N, z_M, w_M = np.empty_like(a_N), np.ones_like(b_M), b_M.copy()
     _absorb(cost, epsilon, a_N, b_M, f_N, g_M, kernel_NM, t_N, z_M, w_M)
     n_iters, age, error, rate = 1, 1 if steep <= DEPTH * epsilon else AGE, 1.0, math.nan
-    while n_iters < most and (epsilon > target or error > tolerance):
+    while n_iters < most and (epsilon > target or error > tolerance or _is_lifted(kernel_NM, t_N, z_M, w_M, tolerance)):
+        limit = tolerance if epsilon == target else SETTLED
         cooler = _cooler(epsilon, target, error, 2 * n_iters >= most)
-        if cooler != epsilon or age >= AGE:
+        if cooler != epsilon or age >= AGE or not error > limit:
             if cooler != epsilon or _has_gone_far(z_M):
                 _carry(epsilon, g_M, z_M)
                 epsilon = cooler
                 _absorb(cost, epsilon, a_N, b_M, f_N, g_M, kernel_NM, t_N, z_M, w_M)
+                error = 1.0
             else:
-                _iterate(kernel_NM, a_N, b_M, t_N, z_M, w_M)
-            n_iters, age, error, rate = n_iters + 1, 1, 1.0, math.nan
+                error = _iterate(kernel_NM, a_N, b_M, t_N, z_M, w_M)
+            n_iters, age, rate = n_iters + 1, 1, math.nan
         else:
-            newton = _pays(error, rate, tolerance)
+            steps = min(block, most - n_iters)
+            newton = steps > 1 and _pays(error, rate, tolerance)
             if newton:
                 _newton(kernel_NM, a_N, b_M, t_N, z_M, w_M)
-            count, steps, previous = int(newton), min(block, most - n_iters), math.nan
-            while count < steps and error > (tolerance if epsilon == target else SETTLED):
+            count, previous = int(newton), math.nan
+            while count < steps and error > limit:
                 previous, error = error, _iterate(kernel_NM, a_N, b_M, t_N, z_M, w_M)
                 count += 1
             if age + count > 2 and not newton:
@@ -185,7 +192,7 @@ def _one(
 def _range(cost: Cost, g_M: Array) -> float:
     """How far g − C reaches; NaN where a number is not finite."""
     matrix_NM, factor = cost
-    low_L = high_L = np.full(LANES, g_M[0] - factor * matrix_NM[0, 0])
+    low_L = np.full(LANES, g_M[0] - factor * matrix_NM[0, 0])
     high_L = low_L.copy()
     poison = 0 * factor
     rest = len(g_M) % LANES
@@ -224,6 +231,21 @@ def _cooler(epsilon: float, target: float, error: float, at_once: bool) -> float
 @inner
 def _has_gone_far(z_M: Array) -> bool:
     return np.abs(np.log(z_M)).max() > FAR
+
+
+@inner
+def _is_lifted(kernel_NM: Array, t_N: Array, z_M: Array, w_M: Array, tolerance: float) -> bool:
+    """Whether what was lifted counts by now, and absorbing again would put it right."""
+    if not _has_gone_far(z_M):
+        return False
+    lifted, mass = kernel_NM.dtype.type(LIFTED), 0.0
+    for i in range(len(t_N)):
+        s = kernel_NM.dtype.type(0)
+        for j in range(len(w_M)):
+            k = kernel_NM[i, j]
+            s += k * w_M[j] if k <= lifted else 0 * k
+        mass += t_N[i] * s
+    return mass > tolerance
 
 
 @inner
@@ -296,17 +318,21 @@ def _carry(epsilon: float, g_M: Array, z_M: Array) -> None:
 def _finish(
     epsilon: float, a_N: Array, f_N: Array, g_M: Array, kernel_NM: Array, t_N: Array, z_M: Array, w_M: Array
 ) -> float:
-    """Potentials and plan; gives the rows' error."""
+    """Potentials and plan; gives the error of its marginals. What was lifted is 0 in the plan, and missed by both."""
     real, error = kernel_NM.dtype.type, 0.0
+    lifted = real(LIFTED)
     _carry(epsilon, g_M, z_M)
     for i in range(len(a_N)):
-        s = real(0)
+        s = kept = real(0)
         for j in range(len(w_M)):
-            x = kernel_NM[i, j] * w_M[j]
+            k = kernel_NM[i, j]
+            x = k * w_M[j]
             s += x
+            x = x if k > lifted else real(0)
+            kept += x
             kernel_NM[i, j] = t_N[i] * x
         f_N[i] += epsilon * (math.log(t_N[i] / a_N[i]) if a_N[i] > 0 else -math.log(s))
-        error += abs(t_N[i] * s - a_N[i])
+        error += abs(t_N[i] * kept - a_N[i]) + t_N[i] * (s - kept)
     return error
 
 
@@ -374,8 +400,8 @@ def _to_columns(kernel_NM: Array, t_N: Array) -> Array:
 
 
 def exp(x: Any) -> Any:
-    """e^x for −87 < x ≤ 0 in the precision of x, of operations that vectors have; only for compiled code."""
-    raise TypeError
+    """e^x for −87 < x ≤ 0 in the precision of x; compiled, of operations that vectors have."""
+    return np.exp(x)
 
 
 @overload(exp, jit_options=PLAIN | {"fastmath": {"contract"}})

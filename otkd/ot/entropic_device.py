@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from otkd.ot.entropic_cpu import ANNEALING, CG, DEPTH, FAR, NEWTON_STEP, SETTLED
-from otkd.ot.entropic_rules import Settings, Solution, budget
+from otkd.ot.entropic_cpu import ANNEALING, CG, DEPTH, FAR, LIFTED, NEWTON_STEP, SETTLED
+from otkd.ot.entropic_rules import Settings, Solution, budget, times
 from otkd.ot.problem import Problem
 
 ROUND = 5
@@ -105,13 +105,6 @@ def _advance(problem: Problem, kernel: _Kernel, state: _State, steps: int, newto
     return _State(t_BN, z_BM, s_BN)
 
 
-def times(matrix_BNM: Tensor, vector_BM: Tensor) -> Tensor:
-    """Matrix times vector."""
-    if matrix_BNM.is_cuda:  # a matrix product may be set to TF32 there, too coarse for the marginals
-        return (matrix_BNM * vector_BM[:, None, :]).sum(-1)
-    return torch.bmm(vector_BM[:, None, :], matrix_BNM.mT)[:, 0]
-
-
 def _newton(problem: Problem, kernel: _Kernel, state: _State) -> _State:
     """The state after a Newton step; the old one where that is worse.
 
@@ -159,11 +152,17 @@ def _column_potential(kernel: _Kernel, state: _State) -> Tensor:
 
 
 def _solution(problem: Problem, kernel: _Kernel, state: _State, n_iters: int) -> Solution:
-    """Potentials, plan and values; the kernel's memory becomes the plan's."""
+    """Potentials, plan and values; the kernel's memory becomes the plan's.
+
+    What was lifted is 0 in the plan, and missed by both marginals.
+    """
     t_BN, z_BM, s_BN = state
     u_BN = torch.where(problem.a_BN > 0, t_BN / problem.a_BN, 1 / s_BN)
     f_BN = torch.addcmul(kernel.f_BN, u_BN.log_(), kernel.epsilon_B1)
     g_BM = _column_potential(kernel, state)
-    plan_BNM = kernel.matrix_BNM.mul_(t_BN[..., :, None]).mul_((problem.b_BM / z_BM)[..., None, :])
+    kernel.matrix_BNM.masked_fill_(kernel.matrix_BNM <= LIFTED, 0)
+    plan_BNM = kernel.matrix_BNM.mul_(t_BN[:, :, None]).mul_((problem.b_BM / z_BM)[:, None, :])
+    kept_BN = plan_BNM.sum(-1)
+    error_B = (kept_BN - problem.a_BN).abs().sum(-1) + (t_BN * s_BN - kept_BN).clamp_(min=0).sum(-1)
     dual_B = (problem.a_BN * f_BN).sum(-1) + (problem.b_BM * g_BM).sum(-1)
-    return Solution(f_BN, g_BM, plan_BNM, _error(problem, state), dual_B, n_iters)
+    return Solution(f_BN, g_BM, plan_BNM, error_B, dual_B, n_iters)

@@ -41,7 +41,19 @@ class Solution(NamedTuple):
     """a·f + b·g."""
     n_iters: int
 
+    def shaped(self, lead: tuple[int, ...]) -> Solution:
+        """With leading dimensions in place of the number of problems."""
+        f, g, plan, error, dual = (part.reshape((*lead, *part.shape[1:])) for part in self[:5])
+        return Solution(f, g, plan, error, dual, self.n_iters)
+
 
 def budget(device: torch.device, settings: Settings) -> tuple[int, bool]:
     """The most iterations, and whether just so many are run without a look at the error."""
     return problem.budget(device, settings, DEVICE_BUDGET)
+
+
+def times(matrix_BNM: Tensor, vector_BM: Tensor) -> Tensor:
+    """Matrix times vector."""
+    if matrix_BNM.is_cuda:  # a matrix product may be set to TF32 there, too coarse for the marginals
+        return (matrix_BNM * vector_BM[:, None, :]).sum(-1)
+    return torch.bmm(vector_BM[:, None, :], matrix_BNM.mT)[:, 0]

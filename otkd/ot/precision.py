@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 
+def widened(tensor: Tensor) -> torch.dtype:
+    """What `tensor` is computed in: float32 in place of half precision, else its own."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def widen(tensor: Tensor) -> Tensor:
     """`tensor` in float32 at least: half precision is widened, float64 stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(widened(tensor))
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from otkd.core.errors import OtkdError
 from otkd.ot.precision import widen
@@ -81,13 +82,16 @@ def at_fixed_plan(value: Tensor, cost: Tensor, plan: Tensor) -> Tensor:
 class _AtFixedPlan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cost: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
-        value, ctx.plan = given
+        value, plan = given
+        ctx.save_for_backward(plan)
         ctx.dtype = cost.dtype
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        slope = (grad[..., None, None] if grad.dim() else grad) * ctx.plan
+        (plan,) = ctx.saved_tensors
+        slope = (grad[..., None, None] if grad.dim() else grad) * plan
         return slope if slope.dtype == ctx.dtype else slope.to(ctx.dtype), None
 
 
@@ -118,4 +122,5 @@ def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, like: Ten
             f"marginal {name} is no probability: smallest weight {flat.min().item():.3g}, "
             f"sums from {mass.min().item():.6g} to {mass.max().item():.6g}; divide non-negative weights by their sum"
         )
-    return (flat / mass).to(like)
+    shares = (flat / mass).to(like).contiguous()
+    return torch.where(shares < torch.finfo(shares.dtype).tiny, 0, shares)  # subnormal ones have lost their digits

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from otkd.core.config import SolverConfig
 from otkd.ot import entropic, entropic_points
@@ -49,7 +50,8 @@ class Config(SolverConfig):
     tolerance: PositiveFloat = 1e-4
     """L1 marginal error at which it stops, and under which a result counts as converged."""
     check_every: PositiveInt = 5
-    """The most iterations between two looks at the error."""
+    """The most iterations between two decisions whether a Newton step would pay, at least 2; under `unrolled`, between
+    two looks at the error."""
     iterations: PositiveInt | None = None
     """Run exactly so many iterations in place of looking at the error; the host never waits for the device."""
     annealing: bool = True
@@ -88,10 +90,10 @@ def solve(
                 value_B = _value(problem, solution, config)
         if config.gradient == "implicit":
             value_B = _Implicit.apply(*_Inputs.of(problem, cost_BNM, a_BN, b_BM), value_B, solution, config)
+        value_B, solution = value_B.reshape(batch), solution.shaped(batch)
         if config.gradient == "envelope":
-            plan = solution.plan_BNM.reshape(cost_BNM.shape)
-            value_B = at_fixed_plan(value_B.reshape(batch), cost_BNM, plan)
-    return _result(batch, value_B.reshape(batch), solution, config)
+            value_B = at_fixed_plan(value_B, cost_BNM, solution.plan_BNM)
+    return _result(value_B, solution, config)
 
 
 def shortcut(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: Config) -> TransportResult | None:
@@ -99,15 +101,13 @@ def shortcut(clouds: Clouds, a_BN: Tensor | None, b_BM: Tensor | None, config: C
     plain = a_BN is None and b_BM is None and config.iterations is None and config.annealing
     if not (plain and (config.value, config.gradient) == ("dual", "envelope") and entropic_points.fits(clouds)):
         return None
-    value_B, solution = entropic_points.between(clouds, config)
-    return _result(clouds.x_BND.shape[:-2], value_B, solution, config)
+    return _result(*entropic_points.between(clouds, config), config)
 
 
-def _result(batch: torch.Size, value_B: Tensor, solution: Solution, config: Config) -> TransportResult:
-    parts = solution.f_BN, solution.g_BM, solution.plan_BNM, solution.error_B
-    f_BN, g_BM, plan_BNM, error_B = (part.reshape((*batch, *part.shape[1:])) for part in parts)
+def _result(value_B: Tensor, solution: Solution, config: Config) -> TransportResult:
+    potentials, error_B = (solution.f_BN, solution.g_BM), solution.error_B
     converged_B = error_B <= config.tolerance  # false where it is not a number
-    return TransportResult(value_B, plan_BNM, (f_BN, g_BM), solution.n_iters, error_B, converged_B)
+    return TransportResult(value_B, solution.plan_BNM, potentials, solution.n_iters, error_B, converged_B)
 
 
 def _value(problem: Problem, solution: Solution, config: Config) -> Tensor:
@@ -147,6 +147,7 @@ class _Implicit(torch.autograd.Function):
         return value_B.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
         cost_BNM, plan_BNM, f_BN, g_BM = ctx.saved_tensors
         slope_BNM = plan_BNM

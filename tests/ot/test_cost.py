@@ -7,7 +7,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 from otkd.core.errors import OtkdError
-from otkd.ot.cost import COSTS, cosine, euclidean, normalized, sqeuclidean
+from otkd.ot.clouds import Clouds
+from otkd.ot.cost import COSTS, cosine, euclidean, normalized, scale_of, sqeuclidean
 
 
 def points(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -113,3 +114,17 @@ def test_points_that_are_not_numbers_have_costs_that_are_not(name: str) -> None:
     x = points(3, 4)
     x[1, 2] = torch.nan
     assert COSTS[name](x, points(5, 4, seed=1))[1].isnan().all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("normalize", ["mean", "max", "median", "none"])
+@pytest.mark.parametrize("cost", list(COSTS))
+def test_the_scale_of_clouds_is_that_of_their_costs(cost: str, normalize: str, offset: float) -> None:
+    """Where it comes without a matrix, too; also far from the origin."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (offset + torch.randn(2, 3, n, 5, generator=generator, dtype=torch.float64) for n in (13, 17))
+    clouds = Clouds(x, y, cost, normalize)
+    truth = (
+        torch.ones(2, 3, 1, 1, dtype=torch.float64) if normalize == "none" else scale_of(clouds.ground(x, y), normalize)
+    )
+    torch.testing.assert_close(clouds.scale, truth, rtol=1e-9, atol=1e-12)

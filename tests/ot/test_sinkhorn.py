@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from otkd.core.errors import OtkdError
 from otkd.ot import compiled, entropic_cpu, entropic_device, exact
-from otkd.ot.clouds import Clouds
+from otkd.ot.clouds import Clouds, transport
 from otkd.ot.cost import normalized, sqeuclidean
 from otkd.ot.result import TransportResult
 from otkd.ot.sinkhorn import Config, shortcut, solve
@@ -147,6 +147,13 @@ def test_how_often_it_looks_does_not_change_the_answer(check_every: int) -> None
     torch.testing.assert_close(solve(cost, a, b, tight(0.01, check_every=check_every)).value_B, truth)
 
 
+@pytest.mark.parametrize("check_every", [1, 2, 3, 10])
+def test_any_rhythm_converges(check_every: int) -> None:
+    """Without Newton steps the slower ones would take thousands of iterations."""
+    result = solve(*problem(), tight(0.01, check_every=check_every, max_iters=300))
+    assert result.converged_B
+
+
 @pytest.mark.parametrize("max_iters", [1, 3, 25])
 def test_giving_up_is_reported(max_iters: int) -> None:
     result = solve(*problem(), tight(0.01, max_iters=max_iters))
@@ -174,10 +181,11 @@ def test_single_precision_stays_finite_and_close(epsilon: float) -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_costs_of_any_size_are_survived(scale: float) -> None:
-    """Far outside the range that one exponential covers; the log-sum-exp path has to take over."""
+    """Far outside the range that one exponential covers."""
     cost, a, b = problem()
     result = solve(cost.float() * scale, a, b, Config(epsilon=0.05, max_iters=60))
     assert result.value_B.isfinite()
+    assert result.converged_B == (scale < 1)
     assert result.plan_BNM is not None
     assert result.plan_BNM.isfinite().all()
 
@@ -477,13 +485,101 @@ def test_the_shortcut_is_left_where_it_does_not_fit() -> None:
     assert shortcut(Clouds(x, y), weights, None, Config()) is None
 
 
-def test_the_shortcut_shows_points_that_are_not_finite() -> None:
-    x = torch.randn(5, 3)
-    x[2, 1] = torch.nan
-    result = shortcut(Clouds(x, torch.randn(7, 3)), None, None, Config())
+@pytest.mark.parametrize("normalize", ["mean", "none"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e20])
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_shortcut_shows_points_that_are_not_finite(side: int, bad: float, normalize: str) -> None:
+    """Or whose squares are not; one problem's do not touch the others."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = good = [torch.randn(3, n, 3, generator=generator) for n in (5, 7)]
+    truth = transport(Clouds(x, y, normalize=normalize), None, None, Config())
+    broken = [part.clone() for part in good]
+    broken[side][1, 2, 1] = bad
+    broken[0].requires_grad_()
+    result = shortcut(Clouds(*broken, normalize=normalize), None, None, Config())
     assert result is not None
-    assert result.value_B.isnan()
+    assert not result.value_B[1].isfinite()
+    assert result.converged_B.tolist() == [True, False, True]
+    assert torch.equal(result.value_B[[0, 2]], truth.value_B[[0, 2]])
+    (grad,) = torch.autograd.grad(result.value_B[[0, 2]].sum(), broken[0], retain_graph=True)
+    assert grad[[0, 2]].isfinite().all()
+    (grad,) = torch.autograd.grad(result.value_B.sum(), broken[0])
+    assert not grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("spread", [1e-25, 1e-20, 1e-15, 1e-6, 1e6, 1e15])
+def test_the_shortcut_takes_clouds_of_any_size(spread: float) -> None:
+    """With a mean cost that underflows all costs count as 0."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=generator) for n in (13, 17))
+    result = shortcut(Clouds(spread * x, spread * y), None, None, Config())
+    truth = transport(Clouds(x, y), None, None, Config()).value_B
+    assert result is not None
+    assert result.converged_B
+    torch.testing.assert_close(result.value_B, truth if spread > 1e-19 else 0 * truth, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cost_whose_mean_overflows_does_not_count_as_solved() -> None:
+    x, y = (1e18 * torch.randn(n, 300, generator=torch.Generator().manual_seed(n)) for n in (13, 17))
+    result = solve(Clouds(x, y).cross, None, None, Config())
     assert not result.converged_B
+    assert not result.value_B.isfinite()
+
+
+def test_the_shortcut_keeps_its_digits_far_from_the_origin() -> None:
+    """Thousands of points, whose sum in single precision has lost theirs."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (1000 + torch.randn(n, 8, generator=generator) for n in (64, 8192))
+    x.requires_grad_()
+    single = shortcut(Clouds(x, y), None, None, Config())
+    double = shortcut(Clouds(x.double(), y.double()), None, None, Config(tolerance=1e-8))
+    assert single is not None
+    assert double is not None
+    torch.testing.assert_close(single.value_B.double(), double.value_B, rtol=1e-4, atol=0.0)
+    grads = [torch.autograd.grad(result.value_B, x)[0] for result in (single, double)]
+    assert (grads[0] - grads[1]).norm() < 1e-3 * grads[1].norm()
+
+
+def test_subnormal_weights_count_as_none() -> None:
+    a = torch.tensor([1.0, *[1e-42] * 8])
+    result = solve(problem(9, 17)[0].float(), a, None, Config())
+    assert result.converged_B
+    assert result.value_B.isfinite()
+    assert result.plan_BNM is not None
+    assert not result.plan_BNM[1:].any()
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_the_gradient_is_given_once_and_of_the_plan_that_was_found(short: bool) -> None:
+    """No derivative of it is known, and a plan that was changed since is noticed."""
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (5, 7))
+    x.requires_grad_()
+
+    def found() -> TransportResult:
+        clouds = Clouds(x, y)
+        result = shortcut(clouds, None, None, Config()) if short else solve(clouds.cross, None, None, Config())
+        assert result is not None
+        return result
+
+    (grad,) = torch.autograd.grad(found().value_B.square(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+    result = found()
+    assert result.plan_BNM is not None
+    result.plan_BNM.mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.value_B.backward()
+
+
+def test_strides_of_inputs_cost_no_compilation() -> None:
+    cost, a, b = problem(6, 6)
+    solve(cost.expand(3, 6, 6), a, b, Config())
+    known = len(entropic_cpu._all.signatures)
+    weights = torch.full((6, 3), 1 / 6, dtype=torch.float64).mT
+    start = solve(cost.mT.expand(3, 6, 6), weights, weights, Config()).potentials
+    assert start is not None
+    solve(cost.mT.expand(3, 6, 6), weights, b, Config(), start=(start[0].flip(0), start[1].flip(0)))
+    assert len(entropic_cpu._all.signatures) == known
 
 
 @pytest.mark.parametrize("gradient", ["envelope", "implicit"])
@@ -518,3 +614,43 @@ def test_the_compiled_exponential(dtype: type, error: float) -> None:
     assert y_N[0] == 1
     assert np.abs(y_N / truth_N - 1).max() < error
     assert np.isnan(apply(np.array([np.nan], dtype)))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"annealing": False}, {"max_iters": 60}, {"max_iters": 20}, {"iterations": 20}]
+)
+@pytest.mark.parametrize("sharpness", [0.0, 3.0, 8.0])
+def test_what_counts_as_converged_is_the_optimum(sharpness: float, options: dict[str, Any]) -> None:
+    """The plan is a coupling, and that of its potentials: together that makes it the only solution."""
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(60, 21, 16, generator=generator, dtype=torch.float64)
+    cost[20:40] *= torch.linspace(1, 5, 16)  # some columns are far from all rows
+    cost[40:] = cost[40:].square() * 3
+    weights = (sharpness * torch.randn(60, n, generator=generator, dtype=torch.float64) for n in (21, 16))
+    a, b = (part.softmax(-1) for part in weights)
+    for epsilon in (0.05, 0.005, 0.001):
+        result = solve(cost, a, b, Config(epsilon=epsilon, **options))
+        f, g = (part[result.converged_B] for part in result.potentials or ())
+        plan = ((f[:, :, None] + g[:, None, :] - cost[result.converged_B]) / epsilon).exp()
+        plan *= a[result.converged_B, :, None] * b[result.converged_B, None, :]
+        gap = (plan - result.plan_BNM[result.converged_B]).abs().sum((-2, -1))
+        assert len(gap) > 55 or options
+        assert (gap < 2e-4).all(), (epsilon, gap.max())
+
+
+def test_a_newton_step_downwards_is_refused() -> None:
+    """Called by itself, as its caller goes on silently either way."""
+    generator = np.random.default_rng(0)
+    kernel_NM = np.exp(-generator.random((13, 17)))
+    a_N, b_M = np.full(13, 1 / 13), np.full(17, 1 / 17)
+    t_N = a_N * generator.random(13)
+    z_M = kernel_NM.T @ t_N
+    state = [t_N, z_M, b_M / z_M]
+    before = [part.copy() for part in state]
+    dual = a_N * (1 - kernel_NM @ state[2] * t_N / a_N)  # its gradient in the rows' potentials
+    assert not entropic_cpu._rises(-0.1 * dual, kernel_NM, a_N, b_M, *state)
+    assert all((new == old).all() for new, old in zip(state, before, strict=True))
+    assert entropic_cpu._rises(0.1 * dual, kernel_NM, a_N, b_M, *state)
+    np.testing.assert_allclose(state[1], kernel_NM.T @ state[0])
+    np.testing.assert_allclose(state[2] * state[1], b_M)
+    assert (state[0] != before[0]).any()
