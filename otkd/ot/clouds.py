@@ -64,10 +64,10 @@ class Clouds:
 
 def _mean_square(x_BND: Tensor, y_BMD: Tensor) -> Tensor:
     """The mean of |x − y|²: both clouds' spread about their means, and the square of what lies between these."""
-    means_B1D = [part.mean(-2, keepdim=True) for part in (x_BND, y_BMD)]
-    parts = zip((x_BND, y_BMD), means_B1D, strict=True)
-    spread_B: Tensor = sum((part - mean).square().sum(-1).mean(-1) for part, mean in parts)  # type: ignore[assignment]
-    return spread_B + (means_B1D[0] - means_B1D[1]).square().sum((-2, -1))
+    mean_x_B1D, mean_y_B1D = x_BND.mean(-2, keepdim=True), y_BMD.mean(-2, keepdim=True)
+    centred = x_BND - mean_x_B1D, y_BMD - mean_y_B1D
+    spread_x_B, spread_y_B = (part.square().sum(-1).mean(-1) for part in centred)
+    return spread_x_B + spread_y_B + (mean_x_B1D - mean_y_B1D).square().sum((-2, -1))
 
 
 def _mean_cosine(x_BND: Tensor, y_BMD: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Settings(Protocol):
 
 
 class Solution(NamedTuple):
-    """One per problem of the batch; the plan's columns are exact."""
+    """One per problem of the batch; the plan's columns are exact but for what was lifted, which `error_B` counts."""
 
     f_BN: Tensor
     g_BM: Tensor

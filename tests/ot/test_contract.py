@@ -13,8 +13,6 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from otkd.core import plugins
 from otkd.core.config import SolverConfig
@@ -330,68 +328,40 @@ def test_every_cost_that_it_claims_is_solved(name: str, cost: str, normalize: st
             transport(clouds, None, None, settings)
 
 
-class Numbers(TorchDispatchMode):
-    """The most numbers that were alive at once in storages made inside: floats of any precision, and bytes in fours.
-
-    So a float64 copy of a float32 cost is one matrix: what is counted is in the precision that a solver computes in.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive, self.most = WeakTensorKeyDictionary(), 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for part in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(part, Tensor):
-                size = part.element_size() if part.is_floating_point() else 4
-                self.alive[part] = (part.untyped_storage().data_ptr(), part.untyped_storage().nbytes() / size)
-        self.most = max(self.most, sum(dict(self.alive.values()).values()))
-        return out
-
-
-def numbers(name: str, lead: tuple[int, ...], n: int) -> float:
+def most(numbers: Any, name: str, lead: tuple[int, ...], n: int) -> float:
     """The most numbers alive in a forward and a backward pass, the cost between the clouds among them."""
     x, y = (torch.randn(*lead, n, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     transport(Clouds(x, y), None, None, config(name))  # imports
-    with Numbers() as memory:
+    with numbers:
         transport(Clouds(x.requires_grad_(), y), None, None, config(name)).value_B.sum().backward()
-    return memory.most
+    return numbers.most
 
 
 @those(lambda config: config.matrices > 0)
 @pytest.mark.parametrize("lead", [(), (3,)])
-def test_no_more_matrices_are_kept_than_it_says(name: str, lead: tuple[int, ...]) -> None:
+def test_no_more_matrices_are_kept_than_it_says(name: str, lead: tuple[int, ...], numbers: Any) -> None:
     """Beside the cost. Not counted: what POT keeps for itself."""
     n = 160
-    matrices = numbers(name, lead, n) / (math.prod(lead) * n * n)
+    matrices = most(numbers, name, lead, n) / (math.prod(lead) * n * n)
     assert 1 < matrices < 1 + config(name).matrices + 0.3
 
 
 @those(lambda config: config.matrices == 0)
-def test_without_a_matrix_memory_grows_with_the_points(name: str) -> None:
-    assert numbers(name, (), 1024) < 2.5 * numbers(name, (), 512)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses every operation that reads a tensor's content on the host."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique", "masked_select")
-        return func(*args, **(kwargs or {}))
+def test_without_a_matrix_memory_grows_with_the_points(name: str, numbers: Any) -> None:
+    half = most(numbers, name, (), 512)
+    assert half < most(numbers, name, (), 1024) < 2.5 * half
 
 
 @those(lambda config: "iterations" in type(config).model_fields)
 @pytest.mark.parametrize("lead", [(), (3,)])
-def test_a_given_number_of_iterations_is_run_without_a_look(name: str, lead: tuple[int, ...]) -> None:
+def test_a_given_number_of_iterations_is_run_without_a_look(name: str, lead: tuple[int, ...], no_waiting: Any) -> None:
     case = problem(*lead)
     clouds = Clouds(case.x.requires_grad_(), case.y)
-    with NoWaiting():
+    with no_waiting:
         result = transport(clouds, None, None, config(name, iterations=23))
         result.value_B.sum().backward()
     assert result.n_iters == 23
-    with pytest.raises(AssertionError), NoWaiting():  # the above can fail
+    with pytest.raises(AssertionError), no_waiting:  # the above can fail
         result.value_B.sum().item()
 
 
