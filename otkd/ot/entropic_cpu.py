@@ -48,6 +48,8 @@ NEWTON_STEP = 3.0
 """The farthest that a Newton step may move a potential, in units of ε."""
 PRICE = 25.0
 """What a Newton step costs, in iterations, as measured."""
+NOISE = 4.0
+"""Marginal error, in units of the precision's last digit, under which it is rounding and no step helps."""
 CG = 20
 """The most conjugate gradients of a Newton step."""
 CG_TOLERANCE = 1e-4
@@ -160,6 +162,7 @@ def _one(
     t_N, z_M, w_M = np.empty_like(a_N), np.ones_like(b_M), b_M.copy()
     _absorb(cost, epsilon, a_N, b_M, f_N, g_M, kernel_NM, t_N, z_M, w_M)
     n_iters, age, error, rate = 1, 1 if steep <= DEPTH * epsilon else AGE, 1.0, math.nan
+    noise = NOISE * np.finfo(kernel_NM.dtype).eps
     while n_iters < most and (epsilon > target or error > tolerance or _is_lifted(kernel_NM, t_N, z_M, w_M, tolerance)):
         limit = tolerance if epsilon == target else SETTLED
         cooler = _cooler(epsilon, target, error, 2 * n_iters >= most)
@@ -174,7 +177,7 @@ def _one(
             n_iters, age, rate = n_iters + 1, 1, math.nan
         else:
             steps = min(block, most - n_iters)
-            newton = steps > 1 and _pays(error, rate, tolerance)
+            newton = steps > 1 and _pays(error, rate, tolerance, noise)
             if newton:
                 _newton(kernel_NM, a_N, b_M, t_N, z_M, w_M)
             count, previous = int(newton), math.nan
@@ -249,9 +252,9 @@ def _is_lifted(kernel_NM: Array, t_N: Array, z_M: Array, w_M: Array, tolerance: 
 
 
 @inner
-def _pays(error: float, rate: float, tolerance: float) -> bool:
+def _pays(error: float, rate: float, tolerance: float, noise: float) -> bool:
     """Whether a Newton step is better than so many plain iterations as the rate asks for."""
-    if math.isnan(rate):
+    if math.isnan(rate) or error < noise:
         return False
     return not rate < 0 or 2 * math.log(tolerance / error) / rate > PRICE
 

@@ -279,6 +279,15 @@ def test_memory_is_four_matrices_and_no_history(
     assert 2 < numbers.most / cost.numel() < 5.3
 
 
+@pytest.mark.parametrize(("epsilon", "most"), [(0.05, 100), (0.01, 200), (1e-3, 2000)])
+def test_single_precision_goes_down_to_its_last_digits(epsilon: float, most: int) -> None:
+    """Newton steps are left out only where the error is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 60, 5, generator=generator), torch.randn(8, 70, 5, generator=generator)
+    result = solve(Clouds(x, y).cross, None, None, Config(epsilon=epsilon, tolerance=5e-7, max_iters=most))
+    assert result.converged_B.all()
+
+
 sizes = st.integers(1, 9)
 epsilons = st.floats(5e-3, 2.0)
 seeds = st.integers(0, 10_000)
