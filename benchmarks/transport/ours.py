@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from benchmarks.transport.problems import Answer, Problem, Setting
 from otkd.core import plugins
 from otkd.core.config import SolverConfig
@@ -11,6 +13,7 @@ UNREACHABLE = 1e-30
 """Tolerance of a solver that shall use up its iterations."""
 
 
+@cache
 def configured(name: str, setting: Setting) -> SolverConfig:
     """A solver's defaults with those of the settings that it knows."""
     tolerance = UNREACHABLE if setting.fixed else setting.tolerance

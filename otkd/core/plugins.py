@@ -18,6 +18,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple
 
@@ -95,7 +96,15 @@ def head(group: str, name: str) -> ModuleType:
     text = path.read_text(encoding="utf-8")
     linecache.cache[module.__file__] = (len(text), None, text.splitlines(keepends=True), module.__file__)
     sys.modules[module.__name__] = module
-    exec(compile(tree, module.__file__, "exec"), module.__dict__)  # our own plug-in files, as an import would
+    try:
+        exec(compile(tree, module.__file__, "exec"), module.__dict__)  # our own plug-in files, as an import would
+    except Exception as error:
+        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == module.__file__]
+        raise OtkdError(
+            f"{path}, line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}. Planning executes what "
+            f"stands up to `{GROUPS[group].marker}`, with the standard library, pydantic and otkd.core alone; what "
+            "needs more belongs below"
+        ) from error
     return module
 
 

@@ -12,7 +12,7 @@ from otkd.core import plugins
 from otkd.core.config import SolverConfig
 from otkd.core.errors import OtkdError
 from otkd.ot.cost import COSTS, SCALES, check_memory, normalized, positive, scale_of, unit
-from otkd.ot.precision import full_precision, widen
+from otkd.ot.precision import check_tensor, full_precision, widen
 from otkd.ot.result import TransportResult
 
 
@@ -33,6 +33,8 @@ class Clouds:
     """Of whatever a solver draws at random."""
 
     def __post_init__(self) -> None:
+        check_tensor("a cloud", self.x_BND)
+        check_tensor("a cloud", self.y_BME)
         if self.cost not in COSTS:
             raise OtkdError(plugins.unknown("cost", self.cost, list(COSTS)))
         if self.normalize not in (*SCALES, "none"):
@@ -89,6 +91,8 @@ def transport(
 ) -> TransportResult:
     """Solve between two clouds by the solver that `config` belongs to, whatever that solver takes.
 
+    A cost matrix of one's own goes to the `solve` of a solver that takes costs.
+
     A solver may offer a `shortcut`, the same answer straight from the points; it returns None where it has none.
 
     Args:
@@ -99,10 +103,14 @@ def transport(
         start: potentials (…, N), (…, M) of an earlier problem, for a solver that is `warm`.
 
     Raises:
-        OtkdError: shapes, weights or a cost that the solver cannot take.
+        OtkdError: shapes, weights, a cost or a start that the solver cannot take.
     """
+    if not isinstance(clouds, Clouds):
+        raise OtkdError(f"transport takes Clouds(x, y), not {type(clouds).__name__}; a cost goes to the solver's solve")
     if clouds.cost not in config.costs:
         raise OtkdError(f"{config.name} is not defined for the cost {clouds.cost}; it takes {', '.join(config.costs)}")
+    if start is not None and not config.warm:
+        raise OtkdError(f"{config.name} takes no start; leave it out, or take a solver that is warm, like sinkhorn")
     x_BND, y_BME = clouds.x_BND, clouds.y_BME
     if min(x_BND.dim(), y_BME.dim()) >= 2:  # others are refused where they are read
         check_memory(x_BND, x_BND.shape[:-1].numel() * y_BME.shape[-2], config.matrices)
@@ -115,4 +123,6 @@ def transport(
         more = {} if start is None else {"start": start}
         taken = clouds if config.takes == "points" else clouds.cross
         result: TransportResult = solver.solve(taken, a_BN, b_BM, config, **more)
+    if not isinstance(result, TransportResult):
+        raise OtkdError(f"{solver.__name__}.solve gave {type(result).__name__}; a solver returns a TransportResult")
     return result

@@ -7,10 +7,16 @@ made again when its file changes, and only then: what it is compiled with, funct
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
 
 Array = Any
 """Of numpy, in a problem's precision."""
@@ -28,8 +34,42 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def outer(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function that Python calls, and keep the code."""
+    made: Any = njit(**OPTIONS)(function)
     try:
-        made: Callable[..., Any] = njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # there is no place to keep it in
-        return inner(function)
-    return made
+        made._cache = _Kept(function)  # as njit(cache=True) sets it
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        announce()
+    called: Callable[..., Any] = made
+    return called
+
+
+class _Kept(FunctionCache):
+    """numba's files for the code of one function, which two processes that save at once would mix up."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with _locked(Path(self.cache_path), fcntl.LOCK_SH):
+            found = super().load_overload(sig, target_context)
+        if found is None:
+            announce()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError), _locked(Path(self.cache_path), fcntl.LOCK_EX):  # a full disk ends no training
+            super().save_overload(sig, data)
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    """Apart from other processes; as it is where there is no place for a lock."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            fcntl.flock(stack.enter_context((folder / "lock").open("w")), kind)
+        yield
+
+
+@cache
+def announce() -> None:
+    """Say once in a process what it waits for."""
+    logging.getLogger(__name__).warning("otkd compiles its solvers for this machine, which takes some ten seconds")

@@ -5,8 +5,9 @@ S(x, y) = OT(x, y) − ½ OT(x, x) − ½ OT(y, y), where OT is the entropic val
 towards its mean; S is 0 where the weighted clouds agree, and above 0 elsewhere.
 
 The two self-problems have one potential each, found by the averaged iteration f ← ½ (f + T f) (Feydy et al., Sec. 3.1),
-which takes few iterations: their kernel has the diagonal 1 and needs no stabilising. One problem is solved after the
-other, and only its part of the gradient in the points is kept.
+which takes few iterations: with half a point's cost to itself (not 0 for a zero vector under cosine) moved from rows
+and columns into its potential, their kernel has the diagonal 1 and needs no stabilising. One problem is solved after
+the other, and only its part of the gradient in the points is kept.
 
 The gradient in the points holds the three plans fixed, which at convergence is exact (the envelope theorem). The plan
 is that of the cross problem.
@@ -125,7 +126,12 @@ class _Self(NamedTuple):
 
 
 def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Tensor, _Self]:
-    """The problem of a cloud and itself, from −C/ε: u ← √(u / K (a u)) with K = exp(−C/ε); the plan is a u K a u."""
+    """The problem of a cloud and itself, from −C/ε: u ← √(u / K (a u)) with K = exp(−C/ε); the plan is a u K a u.
+
+    The diagonal goes from K into u.
+    """
+    moved_BN = exponent_BNN.diagonal(dim1=-2, dim2=-1) / 2
+    exponent_BNN.sub_(moved_BN[:, :, None]).sub_(moved_BN[:, None, :])
     kernel_BNN = exponent_BNN.clamp_(min=-entropic_cpu.DEPTH).exp_()
     most, blind = budget(kernel_BNN.device, config)
     if blind:
@@ -134,7 +140,7 @@ def _solve_self(exponent_BNN: Tensor, a_BN: Tensor, config: Config) -> tuple[Ten
         u_BN, s_BN, n_iters = entropic_cpu.self_scalings(kernel_BNN, a_BN, config)
     t_BN = a_BN * u_BN
     r_BN = t_BN * s_BN
-    dual_B = config.epsilon * (2 * (a_BN * u_BN.log()).sum(-1) - (r_BN.sum(-1) - 1))
+    dual_B = config.epsilon * (2 * (a_BN * (u_BN.log() - moved_BN)).sum(-1) - (r_BN.sum(-1) - 1))
     plan_BNN = kernel_BNN.mul_(t_BN[:, :, None]).mul_(t_BN[:, None, :])
     return plan_BNN, _Self(2 * (r_BN - a_BN).abs_().sum(-1), dual_B, n_iters)
 

@@ -24,7 +24,6 @@ import math
 import torch
 from torch import Tensor
 
-from otkd.core.errors import OtkdError
 from otkd.ot import entropic_cpu, entropic_device
 from otkd.ot.entropic_cpu import GENTLE, STEEP
 from otkd.ot.entropic_rules import Settings, Solution, budget
@@ -75,11 +74,6 @@ def first_potential(problem: Problem, epsilon: float, start: tuple[Tensor, Tenso
 
 def _warm(problem: Problem, g_BM: Tensor, start: tuple[Tensor, Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """The start's g where it has a higher dual value than `g_BM`, and whether it nearly solves the problem."""
-    if start[1].numel() != g_BM.numel() or start[1].shape[-1] != g_BM.shape[-1]:
-        raise OtkdError(
-            f"start has a second potential of shape {tuple(start[1].shape)}, which is not that of a problem whose b is "
-            f"{tuple(g_BM.shape)}; give the potentials of a problem of the same shape"
-        )
     warm_g_BM = start[1].detach().to(g_BM).reshape(g_BM.shape)
     lowest_B1, highest_B1 = torch.aminmax(warm_g_BM, dim=-1, keepdim=True)
     flat_BM = problem.cost_BNM.flatten(-2)

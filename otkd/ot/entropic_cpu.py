@@ -52,6 +52,9 @@ NOISE = 4.0
 """Marginal error, in units of the precision's last digit, under which it is rounding and no step helps."""
 CG = 20
 """The most conjugate gradients of a Newton step."""
+CG_LATER = 320
+"""What that grows to, twofold each time that a step has left more than `LITTLE` of the error; only on the CPU."""
+LITTLE = 0.6
 CG_TOLERANCE = 1e-4
 """Squared relative residual at which they stop."""
 
@@ -157,11 +160,12 @@ def _one(
     target, tolerance, most, block = stops
     steep = _range(cost, g_M)
     epsilon = target
-    if annealed and steep > STEEP * target:
+    if annealed and STEEP * target < steep < target / np.finfo(kernel_NM.dtype).eps:  # beyond, ε is lost in potentials
         epsilon = max(min(steep / GENTLE, target * ANNEALING ** min(most // (2 * block), 40)), target)
     t_N, z_M, w_M = np.empty_like(a_N), np.ones_like(b_M), b_M.copy()
     _absorb(cost, epsilon, a_N, b_M, f_N, g_M, kernel_NM, t_N, z_M, w_M)
     n_iters, age, error, rate = 1, 1 if steep <= DEPTH * epsilon else AGE, 1.0, math.nan
+    cg = CG
     noise = NOISE * np.finfo(kernel_NM.dtype).eps
     while n_iters < most and (epsilon > target or error > tolerance or _is_lifted(kernel_NM, t_N, z_M, w_M, tolerance)):
         limit = tolerance if epsilon == target else SETTLED
@@ -179,12 +183,14 @@ def _one(
             steps = min(block, most - n_iters)
             newton = steps > 1 and _pays(error, rate, tolerance, noise)
             if newton:
-                _newton(kernel_NM, a_N, b_M, t_N, z_M, w_M)
-            count, previous = int(newton), math.nan
+                _newton(kernel_NM, a_N, b_M, t_N, z_M, w_M, cg)
+            count, previous, before = int(newton), math.nan, error
             while count < steps and error > limit:
                 previous, error = error, _iterate(kernel_NM, a_N, b_M, t_N, z_M, w_M)
                 count += 1
-            if age + count > 2 and not newton:
+            if newton and error > LITTLE * before:
+                cg = min(2 * cg, CG_LATER)
+            elif age + count > 2 and not newton:
                 rate = math.log(max(error, 1e-30) / previous)
             n_iters, age = n_iters + count, age + count
     error = _finish(epsilon, a_N, f_N, g_M, kernel_NM, t_N, z_M, w_M)
@@ -340,14 +346,14 @@ def _finish(
 
 
 @inner
-def _newton(kernel_NM: Array, a_N: Array, b_M: Array, t_N: Array, z_M: Array, w_M: Array) -> None:
+def _newton(kernel_NM: Array, a_N: Array, b_M: Array, t_N: Array, z_M: Array, w_M: Array, cg: int) -> None:
     """A Newton step, cut off or else shortened, where the dual rises; see `otkd.ot.entropic_device`."""
     real = kernel_NM.dtype.type
     s_N = _to_rows(kernel_NM, w_M)
     r_N = t_N * s_N
     safe_N = np.maximum(np.sqrt(r_N), real(1e-37))
     left_N, squared_M = np.sqrt(t_N / s_N), w_M / z_M
-    full_N = _by_conjugate_gradients(kernel_NM, left_N, squared_M, (a_N - r_N) / safe_N) / safe_N
+    full_N = _by_conjugate_gradients(kernel_NM, left_N, squared_M, (a_N - r_N) / safe_N, cg) / safe_N
     longest, most = np.abs(full_N).max(), real(NEWTON_STEP)
     if not _rises(np.minimum(np.maximum(full_N, -most), most), kernel_NM, a_N, b_M, t_N, z_M, w_M) and longest > most:
         _rises(full_N * (most / longest), kernel_NM, a_N, b_M, t_N, z_M, w_M)
@@ -365,12 +371,12 @@ def _rises(step_N: Array, kernel_NM: Array, a_N: Array, b_M: Array, t_N: Array, 
 
 
 @inner
-def _by_conjugate_gradients(kernel_NM: Array, left_N: Array, squared_M: Array, y_N: Array) -> Array:
+def _by_conjugate_gradients(kernel_NM: Array, left_N: Array, squared_M: Array, y_N: Array, most: int) -> Array:
     """(I − Q Qᵀ) x = y with Q = diag(left) K diag(√squared)."""
     real = kernel_NM.dtype.type
     x_N, rest_N, way_N = np.zeros_like(y_N), y_N, y_N
     size = first = np.sum(y_N * y_N)
-    for _ in range(CG):
+    for _ in range(most):
         image_N = way_N - left_N * _to_rows(kernel_NM, squared_M * _to_columns(kernel_NM, left_N * way_N))
         stride = size / max(np.sum(way_N * image_N), real(1e-37))
         x_N = x_N + stride * way_N

@@ -19,7 +19,7 @@ from otkd.ot.clouds import Clouds
 from otkd.ot.compiled import Array, inner, outer
 from otkd.ot.entropic_cpu import Parts
 from otkd.ot.entropic_rules import Settings, Solution
-from otkd.ot.precision import widen, widened
+from otkd.ot.precision import full_precision, widen, widened
 
 
 def fits(clouds: Clouds) -> bool:
@@ -63,8 +63,9 @@ class _Between(torch.autograd.Function):
         x_BND, y_BMD, plan = ctx.saved_tensors
         plan_BNM = plan.reshape((-1, *plan.shape[-2:]))
         by_x, by_y, *_ = ctx.needs_input_grad
-        grad_x = _pull(plan_BNM, x_BND, y_BMD, factor_B, *ctx.like_x) if by_x else None
-        grad_y = _pull(plan_BNM.mT, y_BMD, x_BND, factor_B, *ctx.like_y) if by_y else None
+        with full_precision(plan):  # a backward pass may be run inside autocast
+            grad_x = _pull(plan_BNM, x_BND, y_BMD, factor_B, *ctx.like_x) if by_x else None
+            grad_y = _pull(plan_BNM.mT, y_BMD, x_BND, factor_B, *ctx.like_y) if by_y else None
         return grad_x, grad_y, None, None, None
 
 

@@ -33,7 +33,7 @@ def read(clouds: Clouds, a: Tensor | None, b: Tensor | None, any_widths: bool = 
     if not same or x.numel() == 0 or y.numel() == 0 or not (x.is_floating_point() and y.is_floating_point()):
         raise OtkdError(
             f"points of shape {tuple(x.shape)} and {tuple(y.shape)}, {x.dtype} and {y.dtype}, are no two clouds: "
-            "a solver takes floats (…, N, D) and (…, M, D) with the same leading dimensions and N, M ≥ 1"
+            "a solver takes floats (…, N, D) and (…, M, D) with the same leading dimensions, none of them 0"
             + ("" if any_widths else ", of the same width D")
         )
     dtype = torch.promote_types(widen(x).dtype, y.dtype)

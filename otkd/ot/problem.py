@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from otkd.core.errors import OtkdError
-from otkd.ot.precision import widen
+from otkd.ot.precision import check_tensor, widen
 
 MASS_TOLERANCE = 1e-3
 
@@ -56,8 +56,11 @@ def read(cost: Tensor, a: Tensor | None, b: Tensor | None) -> Problem:
     Raises:
         OtkdError: shapes that do not fit, no points, weights that are negative or do not sum to 1.
     """
+    check_tensor("a cost", cost)
     if cost.dim() < 2 or cost.numel() == 0 or not cost.is_floating_point():
-        raise OtkdError(f"a cost is a float tensor (…, N, M) with N, M ≥ 1; got {tuple(cost.shape)} of {cost.dtype}")
+        raise OtkdError(
+            f"a cost is a float tensor (…, N, M) in which no dimension is 0; got {tuple(cost.shape)} of {cost.dtype}"
+        )
     flat_BNM = widen(cost.detach()).reshape(-1, *cost.shape[-2:]).contiguous()
     lead, (n, m) = cost.shape[:-2], cost.shape[-2:]
     a_BN = weights("a", a, lead, n, flat_BNM)
@@ -85,7 +88,7 @@ class _AtFixedPlan(torch.autograd.Function):
         value, plan = given
         ctx.save_for_backward(plan)
         ctx.dtype = cost.dtype
-        return value
+        return value.clone()  # one of its own, which may be changed in place
 
     @staticmethod
     @once_differentiable
@@ -110,6 +113,7 @@ def weights(name: str, given: Tensor | None, lead: torch.Size, n: int, like: Ten
     """
     if given is None:
         return like.new_full((lead.numel(), n), 1 / n)
+    check_tensor(f"marginal {name}", given)
     try:
         flat = given.detach().double().expand(*lead, n).reshape(-1, n)
     except RuntimeError:

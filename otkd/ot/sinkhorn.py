@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from otkd.core.config import SolverConfig
+from otkd.core.errors import OtkdError
 from otkd.ot import entropic, entropic_points
 from otkd.ot.clouds import Clouds
 from otkd.ot.entropic_rules import Solution, budget
@@ -77,11 +78,13 @@ def solve(
     earlier, similar problem; where they do not help they are left aside.
 
     Raises:
-        OtkdError: see `otkd.ot.problem.read`.
+        OtkdError: see `otkd.ot.problem.read`; a start that is not of this problem's shape.
     """
     batch = cost_BNM.shape[:-2]
     with full_precision(cost_BNM):
         problem = read(cost_BNM, a_BN, b_BM)
+        if start is not None:
+            _check_start(start, batch, *cost_BNM.shape[-2:])
         if config.gradient == "unrolled":
             value_B, solution = _unrolled(problem, _Inputs.of(problem, cost_BNM, a_BN, b_BM), config, start)
         else:
@@ -108,6 +111,15 @@ def _result(value_B: Tensor, solution: Solution, config: Config) -> TransportRes
     potentials, error_B = (solution.f_BN, solution.g_BM), solution.error_B
     converged_B = error_B <= config.tolerance  # false where it is not a number
     return TransportResult(value_B, solution.plan_BNM, potentials, solution.n_iters, error_B, converged_B)
+
+
+def _check_start(start: tuple[Tensor, Tensor], batch: torch.Size, n: int, m: int) -> None:
+    given, asked = [tuple(part.shape) for part in start], [(*batch, n), (*batch, m)]
+    if given != asked:
+        raise OtkdError(
+            f"start has potentials of shapes {', '.join(map(str, given))}; this problem takes {asked[0]} and "
+            f"{asked[1]}, the potentials of an earlier problem of the same shape"
+        )
 
 
 def _value(problem: Problem, solution: Solution, config: Config) -> Tensor:

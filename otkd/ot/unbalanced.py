@@ -1,4 +1,4 @@
-"""Entropic transport whose marginals may differ at a price (Chizat, Peyré, Schmitzer & Vialard, Math. Comp. 2018).
+"""Entropic transport whose marginals may differ at a price (Chizat, Peyré, Schmitzer & Vialard, Math Comp 2018).
 
 min ⟨P, C⟩ + ε KL(P | a⊗b) + ρ KL(P1 | a) + ρ KL(Pᵀ1 | b) over P ≥ 0, with KL(p | q) = Σ p log(p/q) − p + q. What is
 too far from everything is left where it is. The optimum is P = a b exp((f + g − C)/ε); its marginals are

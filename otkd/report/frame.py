@@ -55,8 +55,14 @@ TRIAL_METRICS = (*TESTS, names.BEST_EPOCH, names.BEST_VAL_TOP1, *SIZES, names.WA
 METRICS = (*EPOCH_METRICS, *TRIAL_METRICS, *(names.TEACHER + name for name in (*TESTS, *SIZES)))
 """Columns that every frame has; a metric beyond these (a term's, say) gets a column where some trial has it."""
 
-SPEEDS = {names.EPOCH_S: "median", names.IMAGES_PER_S: "median", names.PEAK_MIB: "max"}
-"""Per-epoch costs → how the epochs of a trial become its one figure."""
+
+def steady(by_epoch: pd.Series) -> float:
+    """The median, without the first epoch where there are others: in that one code is loaded and compiled."""
+    return float(by_epoch.iloc[min(1, len(by_epoch) - 1) :].median())
+
+
+SPEEDS = {names.EPOCH_S: steady, names.IMAGES_PER_S: steady, names.PEAK_MIB: "max"}
+"""Per-epoch costs → how the epochs of a trial, in order, become its one figure."""
 
 
 class Baselines(NamedTuple):
@@ -71,7 +77,7 @@ def trials(record: SweepRecord, history: pd.DataFrame | None = None) -> pd.DataF
 
     Args:
         record: the sweep as the reader gives it.
-        history: what `epochs` gives; with it a trial's time is the median over its epochs and not the last one's.
+        history: what `epochs` gives; with it a trial's time is that of its `steady` epochs and not the last one's.
 
     Returns:
         A frame with the columns IDENTITY, `axis.<path>`, METRICS (NaN where unknown; accuracies in percent),
@@ -217,6 +223,7 @@ def _with_terms(frame: pd.DataFrame) -> pd.DataFrame:
 def _with_speeds(frame: pd.DataFrame, history: pd.DataFrame | None) -> pd.DataFrame:
     if history is None or history.empty:
         return frame
+    history = history.sort_values("epoch")
     for name, rule in SPEEDS.items():
         per_trial = history[history["metric"] == name].groupby("key")["value"].agg(rule)
         frame = frame.assign(**{name: frame["key"].map(per_trial).fillna(frame[name]).astype(float)})

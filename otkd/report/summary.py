@@ -6,7 +6,7 @@ import pandas as pd
 
 from otkd.report import stats
 from otkd.report.frame import Baselines, baselines, pairs, students
-from otkd.report.tables.accuracy import Line, lines
+from otkd.report.tables.accuracy import Line, lines, teacher
 
 CONVERGED = "/converged"
 """End of the name of a metric that is a share of converged solves, e.g. `train/<term>/converged`."""
@@ -15,8 +15,9 @@ FEW = 5
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """How much of the sweep there is, what did not converge, then one statement per pair."""
-    return [progress(frame), *convergence(frame), *(_pair(frame, pair) for pair in pairs(frame))]
+    """How much of the sweep there is, what did not converge, which teacher has nothing to teach, then one per pair."""
+    weak = (words for pair in pairs(frame) for words in weak_teacher(frame, pair))
+    return [progress(frame), *convergence(frame), *weak, *(_pair(frame, pair) for pair in pairs(frame))]
 
 
 def progress(frame: pd.DataFrame) -> str:
@@ -45,6 +46,18 @@ def convergence(frame: pd.DataFrame) -> list[str]:
     return [
         f"Not every iterative solve converged: in the last epoch on record the share that did is, at its lowest over "
         f"the trials of a method, {shares}. What these methods trained on is less exact than their settings ask for."
+    ]
+
+
+def weak_teacher(frame: pd.DataFrame, pair: str) -> list[str]:
+    """One sentence where the teacher is no better than the student by itself."""
+    top, floor = teacher(frame, pair).summary, baselines(frame).student
+    alone = [line.cell.summary for line in lines(frame, pair) if line.variant == floor and line.cell.summary.n]
+    if not top.n or not alone or top.mean > alone[0].mean:
+        return []
+    return [
+        f"{pair}: the teacher, {_figure(top)}, is no better than {floor}, {_figure(alone[0])}: what is ranked below is "
+        "what the losses do to training, not what they hand on. Train the teacher for longer."
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -101,11 +102,12 @@ def _short(value: Any) -> str:
 
 
 def _summary(path: Path) -> str:
-    """First line of a plug-in's docstring."""
+    """First sentence of a plug-in's docstring."""
     import ast
 
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return doc.splitlines()[0] if doc else ""
+    first = " ".join(doc.split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) (?=[A-Z])", first, maxsplit=1)[0]
 
 
 def _list_models(console: Console) -> None:

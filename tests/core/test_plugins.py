@@ -54,3 +54,27 @@ def test_defaults_are_filled_in_so_that_the_key_does_not_depend_on_what_was_spel
     long = plugins.configure("losses", "transport", short).model_dump(mode="json")
     assert short == long
     assert short["solver"]["epsilon"] > 0
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            "EPS = torch.finfo(torch.float32).eps",
+            r"wrong\.py, line 4: NameError: name 'torch' is not defined\. Planning",
+        ),
+        ("import no_such_module", None),  # left out of the head, as all that planning does without
+        ("import json\nraise ValueError(json.dumps(1))", r"wrong\.py, line 5: ValueError: 1\. Planning"),
+    ],
+)
+def test_a_head_that_cannot_be_executed_is_named(tmp_path, monkeypatch, head, message):
+    path = tmp_path / "wrong.py"
+    config = 'class Config(SolverConfig):\n    name: str = "wrong"\n'
+    path.write_text(f'"""Wrong."""\nimport torch\nfrom otkd.core.config import SolverConfig\n{head}\n{config}')
+    monkeypatch.setattr(plugins, "source", lambda group, name: path)
+    read = plugins.head.__wrapped__
+    if message is None:
+        assert read("ot", "wrong").Config().name == "wrong"
+    else:
+        with pytest.raises(OtkdError, match=message):
+            read("ot", "wrong")

@@ -3,35 +3,79 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = """
+import sys
 import numpy as np
 from otkd.ot import entropic_points
-moved, *_ = entropic_points._centred(np.ones((1, 2, 3)), np.ones((1, 4, 3)), True)
-assert not moved.any()
+for name in sys.argv[1:]:
+    moved, *_ = entropic_points._centred(np.ones((1, 2, 3), name), np.ones((1, 4, 3), name), True)
+    assert not moved.any()
 print(sum(entropic_points._centred.stats.cache_hits.values()))
 """
+SLOW = """
+import time
+from numba.core.caching import IndexDataCacheFile
+load = IndexDataCacheFile._load_index
+def slow(self):
+    found = load(self)
+    time.sleep(1)
+    return found
+IndexDataCacheFile._load_index = slow
+"""
+"""Makes the time long in which two processes that save would take each other's file names."""
 
 
-def hits(**environment: str) -> int:
-    """How often a fresh process finds the code of a function that it calls once."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+def start(*names: str, script: str = SCRIPT, **environment: str) -> subprocess.Popen[str]:
+    """A fresh process that calls one function, in the precisions `names`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *names], env={**os.environ, **environment}, text=True, **pipes
     )
-    return int(done.stdout)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, bool]:
+    """How often it found the code of its function, and whether it said that it compiles."""
+    out, said = process.communicate()
+    assert process.returncode == 0, said
+    return int(out), "compiles its solvers" in said
 
 
 def test_code_is_made_once(tmp_path: Path) -> None:
-    assert [hits(NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)] == [0, 1]
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert [ended(start("float64", **kept)) for _ in range(2)] == [(0, True), (1, False)]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs /dev/null")
-def test_without_a_place_for_it_code_is_made_each_time() -> None:
-    """The folder cannot be made, as where everything is mounted read-only."""
-    nowhere = {"NUMBA_CACHE_DIR": "/dev/null/cache", "NUMBA_CACHE_LOCATOR_CLASSES": "EnvironmentCacheLocator"}
-    assert [hits(**nowhere) for _ in range(2)] == [0, 0]
+def test_without_a_place_for_it_code_is_made_each_time(tmp_path: Path) -> None:
+    """Nobody, not even root, may make a folder below a file: so it is where everything is mounted read-only."""
+    (tmp_path / "file").touch()
+    nowhere = {
+        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
+        "NUMBA_CACHE_DIR": str(tmp_path / "file/cache"),
+    }
+    assert [ended(start("float64", **nowhere)) for _ in range(2)] == [(0, True)] * 2
+
+
+def test_settings_that_numba_refuses_are_not_passed_over() -> None:
+    process = start("float64", NUMBA_CACHE_LOCATOR_CLASSES="NoSuchLocator")
+    assert "NoSuchLocator" in process.communicate()[1]
+    assert process.returncode != 0
+
+
+def test_code_that_cannot_be_written_is_used_all_the_same(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))\n"
+    full = [ended(start("float64", script=limit + SCRIPT, NUMBA_CACHE_DIR=str(tmp_path))) for _ in range(2)]
+    assert full == [(0, True)] * 2
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_processes_that_compile_at_once_do_not_mix_up_their_code(tmp_path: Path) -> None:
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for process in [start(name, script=SLOW + SCRIPT, **kept) for name in ("float32", "float64")]:
+        assert ended(process) == (0, True)
+    assert ended(start("float32", "float64", **kept)) == (2, False)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -249,8 +250,10 @@ def test_a_cost_that_is_not_finite_shows(name: str, bad: float) -> None:
     ("cost", "message"),
     [
         (torch.zeros(4), r"\(…, N, M\)"),
-        (torch.zeros(0, 3), r"N, M ≥ 1"),
+        (torch.zeros(0, 3), r"no dimension is 0; got \(0, 3\)"),
+        (torch.zeros(0, 3, 4), r"no dimension is 0; got \(0, 3, 4\)"),
         (torch.zeros(3, 4, dtype=torch.long), "float"),
+        (np.zeros((3, 4)), r"a cost has to be a torch tensor, not numpy\.ndarray"),
     ],
 )
 def test_what_is_no_cost_is_refused(name: str, cost: Tensor, message: str) -> None:
@@ -265,6 +268,7 @@ def test_what_is_no_cost_is_refused(name: str, cost: Tensor, message: str) -> No
         (None, torch.tensor([0.5, 0.6, -0.1, 0.0]), "marginal b is no probability"),
         (torch.ones(3), None, "sums from 3"),
         (torch.full((3,), math.nan), None, "no probability"),
+        (None, np.full(4, 0.25), r"marginal b has to be a torch tensor, not numpy\.ndarray"),
     ],
 )
 def test_what_are_no_weights_is_refused(name: str, a: Tensor | None, b: Tensor | None, message: str) -> None:
@@ -273,10 +277,18 @@ def test_what_are_no_weights_is_refused(name: str, a: Tensor | None, b: Tensor |
         solve(name, case)
 
 
-@pytest.mark.parametrize(("x", "y"), [((0, 3), (4, 3)), ((2, 4, 3), (3, 4, 3)), ((4,), (4, 3))])
+@pytest.mark.parametrize(("x", "y"), [((0, 3), (4, 3)), ((0, 2, 3), (0, 4, 3)), ((2, 4, 3), (3, 4, 3)), ((4,), (4, 3))])
 def test_what_are_no_two_clouds_is_refused(name: str, x: tuple[int, ...], y: tuple[int, ...]) -> None:
     with pytest.raises(OtkdError):
         solve(name, Case(torch.zeros(x), torch.zeros(y)))
+
+
+@those(lambda config: not config.warm)
+def test_a_start_for_a_solver_that_takes_none_is_refused(name: str) -> None:
+    with pytest.raises(OtkdError, match=f"{name} takes no start"):
+        transport(
+            Clouds(torch.randn(5, 3), torch.randn(7, 3)), None, None, config(name), (torch.zeros(5), torch.zeros(7))
+        )
 
 
 def test_clouds_of_different_width_need_a_solver_for_them(name: str) -> None:

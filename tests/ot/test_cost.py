@@ -7,12 +7,26 @@ import torch
 from scipy.spatial.distance import cdist
 
 from otkd.core.errors import OtkdError
-from otkd.ot.clouds import Clouds
+from otkd.ot import relaxed, sinkhorn
+from otkd.ot.clouds import Clouds, transport
 from otkd.ot.cost import COSTS, cosine, euclidean, normalized, scale_of, sqeuclidean
 
 
 def points(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_what_is_no_tensor_or_no_clouds_is_refused() -> None:
+    with pytest.raises(OtkdError, match=r"a cloud has to be a torch tensor, not builtins\.list"):
+        Clouds(torch.zeros(2, 3), [[0.0, 0.0, 0.0]])
+    with pytest.raises(OtkdError, match=r"transport takes Clouds.*not Tensor"):
+        transport(torch.zeros(3, 4), None, None, sinkhorn.Config())
+
+
+def test_a_solver_that_gives_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relaxed, "solve", lambda *_: torch.zeros(()))
+    with pytest.raises(OtkdError, match=r"otkd\.ot\.relaxed\.solve gave Tensor; a solver returns a TransportResult"):
+        transport(Clouds(torch.zeros(2, 3), torch.zeros(4, 3)), None, None, relaxed.Config())
 
 
 @pytest.mark.parametrize("name", sorted(COSTS))

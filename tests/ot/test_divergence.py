@@ -164,6 +164,17 @@ def test_a_given_number_of_iterations_never_waits(lead: tuple[int, ...], no_wait
     assert result.converged_B.all()
 
 
+@pytest.mark.parametrize("iterations", [None, 200])
+@pytest.mark.parametrize("epsilon", [0.01, 0.05])
+def test_clouds_with_a_zero_vector_are_at_no_divergence_from_themselves(epsilon: float, iterations: int | None) -> None:
+    """Under cosine it is at cost 1 from itself, which here is many ε."""
+    x = 1 + draw(2, 16, 8).abs() / 2
+    x[0, 5] = x[1, 2:4] = 0
+    result = solve(Clouds(x, x.clone(), cost="cosine"), None, None, Config(epsilon=epsilon, iterations=iterations))
+    assert result.converged_B.all()
+    assert result.value_B.abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("epsilon", [1e-4, 0.01])
 def test_single_precision_is_close_to_double(epsilon: float) -> None:
     x, y = draw(2, 61, 8), draw(2, 67, 8, seed=1)

@@ -279,13 +279,50 @@ def test_memory_is_four_matrices_and_no_history(
     assert 2 < numbers.most / cost.numel() < 5.3
 
 
-@pytest.mark.parametrize(("epsilon", "most"), [(0.05, 100), (0.01, 200), (1e-3, 2000)])
+@pytest.mark.parametrize(("epsilon", "most"), [(0.05, 100), (0.01, 200), (1e-3, 300)])
 def test_single_precision_goes_down_to_its_last_digits(epsilon: float, most: int) -> None:
     """Newton steps are left out only where the error is rounding."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(8, 60, 5, generator=generator), torch.randn(8, 70, 5, generator=generator)
-    result = solve(Clouds(x, y).cross, None, None, Config(epsilon=epsilon, tolerance=5e-7, max_iters=most))
+    result = solve(Clouds(x, y).cross, None, None, Config(epsilon=epsilon, tolerance=1e-6, max_iters=most))
     assert result.converged_B.all()
+
+
+@pytest.mark.parametrize("d", [3, 64])
+def test_small_epsilon_to_high_accuracy(d: int) -> None:
+    """What a Newton step of few conjugate gradients cannot reach."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 3, 64, d, generator=generator).double()
+    result = solve(Clouds(x, y).cross, None, None, Config(epsilon=1e-3, tolerance=1e-9, max_iters=400))
+    assert result.converged_B.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("forbidden", [1e3, 1e7, 1e9, 1e20])
+def test_pairs_are_forbidden_by_a_large_cost(forbidden: float, dtype: torch.dtype) -> None:
+    cost, a, b = (part.to(dtype) for part in problem())
+    mask = torch.rand(13, 17, generator=torch.Generator().manual_seed(1)) < 0.3
+    result = solve(cost.masked_fill(mask, forbidden), a, b, Config(tolerance=1e-5))
+    arrays = a.double().numpy(), b.double().numpy(), cost.double().masked_fill(mask, 30).numpy()
+    truth = torch.from_numpy(pot.sinkhorn(*arrays, 0.05, numItermax=10_000, stopThr=1e-12, warn=False))
+    assert result.converged_B
+    torch.testing.assert_close(result.plan_BNM.double(), truth, atol=1e-4, rtol=1e-3)
+
+
+def test_the_backward_pass_may_run_inside_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 6, generator=generator).requires_grad_() for n in (13, 17))
+    outside = torch.autograd.grad(transport(Clouds(x, y), None, None, Config()).value_B, (x, y))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(transport(Clouds(x, y), None, None, Config()).value_B, (x, y))
+    torch.testing.assert_close(inside, outside)
+
+
+def test_the_value_may_be_changed_in_place() -> None:
+    cost = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    result = solve(cost, None, None, Config())
+    result.value_B.mul_(2).backward()
+    torch.testing.assert_close(cost.grad, 2 * result.plan_BNM)
 
 
 sizes = st.integers(1, 9)
@@ -410,10 +447,11 @@ def test_a_bad_start_does_no_harm(size: float, epsilon: float, options: dict[str
     torch.testing.assert_close(result.value_B, truth, rtol=1e-5, atol=1e-6)
 
 
-def test_a_start_of_another_shape_is_refused() -> None:
+@pytest.mark.parametrize("shapes", [[(17,), (13,)], [(2, 13), (2, 17)], [(13,)]])
+def test_a_start_of_another_shape_is_refused(shapes: list[tuple[int, ...]]) -> None:
     cost, a, b = problem()
-    with pytest.raises(OtkdError, match=r"second potential of shape \(13,\)"):
-        solve(cost, a, b, Config(), start=(b, a))
+    with pytest.raises(OtkdError, match=r"takes \(13,\) and \(17,\), the potentials of an earlier problem"):
+        solve(cost, a, b, Config(), start=tuple(map(torch.zeros, shapes)))
 
 
 @pytest.mark.parametrize("normalize", ["mean", "none"])

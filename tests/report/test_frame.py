@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from report_sweeps import Sweep, full_sweep, histories
 
 from otkd.core import names
@@ -53,6 +54,19 @@ def test_seconds_are_the_median_over_epochs_not_the_first_or_last(record):
     trials = frame.trials(record, frame.epochs(record, histories(record)))
     kd = trials[(trials["method"] == "kd") & (trials["seed"] == 0)]
     np.testing.assert_allclose(kd[names.EPOCH_S], 14.0)
+
+
+@pytest.mark.parametrize(("epochs", "seconds"), [([90.0], 90.0), ([90.0, 4.0], 4.0), ([90.0, 4.0, 6.0, 80.0], 6.0)])
+def test_the_first_epoch_counts_only_where_there_is_no_other(epochs, seconds):
+    sweep = Sweep()
+    sweep.student("kd", 70.0)
+    record = sweep.record()
+    curve = list(enumerate(epochs, 1))[::-1]
+    kept = {record.trials[0].label.key: curve}
+    history = frame.epochs(record, lambda metric: kept if metric in (names.EPOCH_S, names.PEAK_MIB) else {})
+    [row] = frame.trials(record, history).to_dict("records")
+    assert row[names.EPOCH_S] == seconds
+    assert row[names.PEAK_MIB] == 90.0
 
 
 def test_curves_are_training_accuracy_where_nothing_was_held_out(record):

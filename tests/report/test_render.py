@@ -292,6 +292,19 @@ def test_solves_that_did_not_converge_are_told_first():
     assert "student" not in told
 
 
+@pytest.mark.parametrize(("top1", "said"), [(69.9, True), (70.19, True), (70.3, False)])
+def test_a_teacher_without_anything_to_teach_is_named(top1, said):
+    sweep = Sweep()
+    sweep.teacher(PAIRS[0][1], top1)
+    for seed, alone in enumerate((70.1, 70.3)):
+        sweep.student("student", alone, seed)
+        sweep.student("kd", 71.0, seed)
+    told = [words for words in summary.sentences(frame.trials(sweep.record())) if "the teacher" in words]
+    assert len(told) == said
+    words = f"the teacher, {top1:.2f} % (n = 1), is no better than student, 70.20 ± 0.14 % (n = 2)"
+    assert not said or words in told[0]
+
+
 def test_a_stage_and_a_diverged_trial_count_as_not_converged():
     sweep = Sweep()
     sweep.student("ot", status="diverged", **{"hint/train/any term/converged": 0.5})

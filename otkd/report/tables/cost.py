@@ -90,8 +90,9 @@ def _caption(frame: pd.DataFrame, base: str | None) -> str:
     ratio = f" × {base}: the ratio of mean times over the seeds that both finished." if base else ""
     return (
         "Seconds per epoch are the training time as if a trial had trained alone: its own steps and the whole of the "
-        "teacher's forward passes and data that it shares with its cohort; the median over epochs, then mean ± "
-        f"sample standard deviation over n seeds.{ratio} {MEMORY} Trials that ran side by side slow each other. "
+        "teacher's forward passes and data that it shares with its cohort; the median over epochs (without the first, "
+        "in which code is loaded and compiled, where there are others), then mean ± sample standard deviation over n "
+        f"seeds.{ratio} {MEMORY} Trials that ran side by side slow each other. "
         f"{where}{several} Bold: lowest mean."
     )
 
