@@ -67,6 +67,6 @@ lock: $(STAMP) ## requirements.lock from pyproject.toml (ARGS=--upgrade for newe
 schema: $(STAMP) ## docs/sweep.schema.json, by which editors check sweep files
 	@$(BIN)/otkd schema $(ARGS)
 
-clean: ## Remove build and test caches; runs/ (everything trained) and .venv stay
+clean: ## Remove build and test caches, compiled solvers too; runs/ (everything trained) and .venv stay
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build *.egg-info
 	@find otkd tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
