@@ -49,7 +49,7 @@ NEWTON_STEP = 3.0
 PRICE = 25.0
 """What a Newton step costs, in iterations, as measured."""
 NOISE = 4.0
-"""Marginal error, in units of the precision's last digit, under which it is rounding and no step helps."""
+"""Marginal error, in units of the last digit, under which it is mostly rounding: no Newton step is taken."""
 CG = 20
 """The most conjugate gradients of a Newton step."""
 CG_LATER = 320

@@ -24,7 +24,7 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
     """Switch autocast off for the device of `tensor`, where it is on.
 
     Raises:
-        OtkdError: what came is no tensor; solvers of costs look at nothing before.
+        OtkdError: what came is no tensor.
     """
     check_tensor("a cost", tensor)
     kind = tensor.device.type
