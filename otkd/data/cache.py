@@ -11,8 +11,6 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from otkd.core import plugins
 from otkd.core.errors import DataError, StorageError
 from otkd.core.layout import atomic, write_text
+from otkd.core.locks import locked
 from otkd.data.source import Arrays, RawSplits, check
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path) -> RawSplits:
     """
     plugin = plugins.load("data", name)
     folder, downloads = cache_dir / name, cache_dir / "downloads"
-    with _locked(folder):
+    with locked(folder / ".lock"):
         made_from = _fingerprint(name, plugin.sources(data_dir, downloads))
         cached = _load_cached(folder, made_from)
         if cached is not None:
@@ -120,22 +119,3 @@ def _save_array(folder: Path, key: str, array: NDArray[Any]) -> dict[str, str]:
     with atomic(folder / file) as temporary, temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
     return {"file": file, "sha256": checksum}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time decode; without file locks (Windows, some network drives) several may, harmlessly."""
-    try:
-        import fcntl
-
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield

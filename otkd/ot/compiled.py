@@ -7,16 +7,17 @@ made again when its file changes, and only then: what it is compiled with, funct
 
 from __future__ import annotations
 
-import fcntl
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core.caching import FunctionCache
+
+from otkd.core.locks import locked
 
 Array = Any
 """Of numpy, in a problem's precision."""
@@ -49,24 +50,27 @@ class _Kept(FunctionCache):
     """numba's files for the code of one function, which two processes that save at once would mix up."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with _locked(Path(self.cache_path), fcntl.LOCK_SH):
+        with locked(self._lock, shared=True):
             found = super().load_overload(sig, target_context)
         if found is None:
             announce()
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(OSError), _locked(Path(self.cache_path), fcntl.LOCK_EX):  # a full disk ends no training
+        with suppress(OSError), locked(self._lock):  # a full disk ends no training
+            self._remove_stale()
             super().save_overload(sig, data)
 
+    def _remove_stale(self) -> None:
+        """Code of an earlier source: numba writes the index first, and would take it for new if nothing more came."""
+        files = self._cache_file
+        if not files._load_index():
+            for path in Path(self.cache_path).glob(f"{Path(files._index_name).stem}.*.nbc"):
+                path.unlink()
 
-@contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[None]:
-    """Apart from other processes; as it is where there is no place for a lock."""
-    with ExitStack() as stack:
-        with suppress(OSError):
-            fcntl.flock(stack.enter_context((folder / "lock").open("w")), kind)
-        yield
+    @property
+    def _lock(self) -> Path:
+        return Path(self.cache_path, "lock")
 
 
 @cache

@@ -149,6 +149,6 @@ def _exactly(kernel_BNN: Tensor, a_BN: Tensor, most: int) -> tuple[Tensor, Tenso
     """u and K (a u) after so many iterations."""
     u_BN, s_BN = torch.ones_like(a_BN), times(kernel_BNN, a_BN)
     for _ in range(most):
-        u_BN = (u_BN / s_BN).sqrt_()
+        u_BN = u_BN.sqrt_().div_(s_BN.sqrt_())
         s_BN = times(kernel_BNN, a_BN * u_BN)
     return u_BN, s_BN

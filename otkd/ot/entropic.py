@@ -48,7 +48,8 @@ def potentials(problem: Problem, settings: Settings, start: tuple[Tensor, Tensor
         return entropic_cpu.until(problem, settings, g_BM, annealed_B1[:, 0])
     lowest_B1, highest_B1 = torch.aminmax(problem.cost_BNM.flatten(-2), dim=-1, keepdim=True)
     spread_B1 = highest_B1 - lowest_B1
-    steep_B1 = annealed_B1 & (spread_B1 > STEEP * settings.epsilon)
+    told_apart_B1 = spread_B1 * torch.finfo(spread_B1.dtype).eps < settings.epsilon  # else ε is lost in potentials
+    steep_B1 = annealed_B1 & (spread_B1 > STEEP * settings.epsilon) & told_apart_B1
     epsilon_B1 = torch.where(steep_B1, spread_B1 / GENTLE, settings.epsilon)
     solution = entropic_device.exactly(problem, settings, g_BM, epsilon_B1)
     poison_B = 0 * spread_B1[:, 0]  # NaN where a cost is not finite

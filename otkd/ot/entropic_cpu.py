@@ -55,6 +55,8 @@ CG = 20
 CG_LATER = 320
 """What that grows to, twofold each time that a step has left more than `LITTLE` of the error; only on the CPU."""
 LITTLE = 0.6
+CLOSE = 1e-4
+"""Marginal error from which on it grows. Before, more of them do not pay for themselves."""
 CG_TOLERANCE = 1e-4
 """Squared relative residual at which they stop."""
 
@@ -116,7 +118,7 @@ def _all_selves(kernel_BNN: Array, a_BN: Array, u_BN: Array, s_BN: Array, tolera
             s_N[:] = _to_rows(kernel_BNN[p], a_N * u_N)
             if n_iters == most or not 2 * np.sum(a_N * np.abs(u_N * s_N - 1)) > tolerance:
                 break
-            u_N[:] = np.sqrt(u_N / s_N)
+            u_N[:] = np.sqrt(u_N) / np.sqrt(s_N)  # u / s may overflow where a point without weight is far away
         longest = max(longest, n_iters)
     return longest
 
@@ -189,7 +191,7 @@ def _one(
                 previous, error = error, _iterate(kernel_NM, a_N, b_M, t_N, z_M, w_M)
                 count += 1
             if newton and error > LITTLE * before:
-                cg = min(2 * cg, CG_LATER)
+                cg = min(2 * cg, CG_LATER) if error < CLOSE else CG
             elif age + count > 2 and not newton:
                 rate = math.log(max(error, 1e-30) / previous)
             n_iters, age = n_iters + count, age + count

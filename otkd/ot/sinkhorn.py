@@ -31,7 +31,7 @@ from otkd.core.errors import OtkdError
 from otkd.ot import entropic, entropic_points
 from otkd.ot.clouds import Clouds
 from otkd.ot.entropic_rules import Solution, budget
-from otkd.ot.precision import full_precision, widen
+from otkd.ot.precision import check_tensor, full_precision, widen
 from otkd.ot.problem import Problem, at_fixed_plan, read
 from otkd.ot.result import TransportResult
 
@@ -80,9 +80,9 @@ def solve(
     Raises:
         OtkdError: see `otkd.ot.problem.read`; a start that is not of this problem's shape.
     """
-    batch = cost_BNM.shape[:-2]
     with full_precision(cost_BNM):
         problem = read(cost_BNM, a_BN, b_BM)
+        batch = cost_BNM.shape[:-2]
         if start is not None:
             _check_start(start, batch, *cost_BNM.shape[-2:])
         if config.gradient == "unrolled":
@@ -114,6 +114,8 @@ def _result(value_B: Tensor, solution: Solution, config: Config) -> TransportRes
 
 
 def _check_start(start: tuple[Tensor, Tensor], batch: torch.Size, n: int, m: int) -> None:
+    for part in start:
+        check_tensor("a potential to start from", part)
     given, asked = [tuple(part.shape) for part in start], [(*batch, n), (*batch, m)]
     if given != asked:
         raise OtkdError(

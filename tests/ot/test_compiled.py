@@ -17,6 +17,7 @@ for name in sys.argv[1:]:
     assert not moved.any()
 print(sum(entropic_points._centred.stats.cache_hits.values()))
 """
+FULL = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))\n"
 SLOW = """
 import time
 from numba.core.caching import IndexDataCacheFile
@@ -68,10 +69,22 @@ def test_settings_that_numba_refuses_are_not_passed_over() -> None:
 
 def test_code_that_cannot_be_written_is_used_all_the_same(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk."""
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))\n"
-    full = [ended(start("float64", script=limit + SCRIPT, NUMBA_CACHE_DIR=str(tmp_path))) for _ in range(2)]
+    full = [ended(start("float64", script=FULL + SCRIPT, NUMBA_CACHE_DIR=str(tmp_path))) for _ in range(2)]
     assert full == [(0, True)] * 2
     assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_code_of_an_earlier_source_is_not_taken_for_new(tmp_path: Path) -> None:
+    """The source changes, and the disk is full when the new code comes."""
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"}
+
+    def run(number: int, before: str = "") -> int:
+        source = f"from otkd.ot.compiled import outer\n@outer\ndef f(x):\n    return x + {number}\n"
+        if not (tmp_path / "changing.py").exists() or (tmp_path / "changing.py").read_text() != source:
+            (tmp_path / "changing.py").write_text(source)
+        return ended(start(script=before + "import changing; print(changing.f(1))", **kept))[0]
+
+    assert [run(10), run(2000, FULL), run(2000), run(2000)] == [11, 2001, 2001, 2001]
 
 
 def test_processes_that_compile_at_once_do_not_mix_up_their_code(tmp_path: Path) -> None:

@@ -175,6 +175,19 @@ def test_clouds_with_a_zero_vector_are_at_no_divergence_from_themselves(epsilon:
     assert result.value_B.abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("iterations", [None, 100])
+def test_a_point_without_weight_may_be_far_away(iterations: int | None, dtype: torch.dtype) -> None:
+    x = 0.3 * draw(16, 4).to(dtype)
+    y, keep = x.roll(1, 0) + 0.1, torch.arange(16) != 3
+    x[3] = y[4] = 10
+    a, config = keep / keep.sum(), Config(iterations=iterations)
+    result = solve(Clouds(x, y, normalize="none"), a, a.roll(1), config)
+    without = solve(Clouds(x[keep], y[keep.roll(1)], normalize="none"), None, None, config)
+    assert result.converged_B
+    torch.testing.assert_close(result.value_B, without.value_B, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("epsilon", [1e-4, 0.01])
 def test_single_precision_is_close_to_double(epsilon: float) -> None:
     x, y = draw(2, 61, 8), draw(2, 67, 8, seed=1)

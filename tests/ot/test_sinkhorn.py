@@ -299,10 +299,11 @@ def test_small_epsilon_to_high_accuracy(d: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("forbidden", [1e3, 1e7, 1e9, 1e20])
-def test_pairs_are_forbidden_by_a_large_cost(forbidden: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("iterations", [None, 200])
+def test_pairs_are_forbidden_by_a_large_cost(iterations: int | None, forbidden: float, dtype: torch.dtype) -> None:
     cost, a, b = (part.to(dtype) for part in problem())
     mask = torch.rand(13, 17, generator=torch.Generator().manual_seed(1)) < 0.3
-    result = solve(cost.masked_fill(mask, forbidden), a, b, Config(tolerance=1e-5))
+    result = solve(cost.masked_fill(mask, forbidden), a, b, Config(tolerance=1e-5, iterations=iterations))
     arrays = a.double().numpy(), b.double().numpy(), cost.double().masked_fill(mask, 30).numpy()
     truth = torch.from_numpy(pot.sinkhorn(*arrays, 0.05, numItermax=10_000, stopThr=1e-12, warn=False))
     assert result.converged_B
@@ -452,6 +453,14 @@ def test_a_start_of_another_shape_is_refused(shapes: list[tuple[int, ...]]) -> N
     cost, a, b = problem()
     with pytest.raises(OtkdError, match=r"takes \(13,\) and \(17,\), the potentials of an earlier problem"):
         solve(cost, a, b, Config(), start=tuple(map(torch.zeros, shapes)))
+
+
+def test_a_start_or_a_cost_that_is_no_tensor_is_refused() -> None:
+    cost, a, b = problem()
+    with pytest.raises(OtkdError, match=r"a potential to start from has to be a torch tensor, not numpy\.ndarray"):
+        solve(cost, a, b, Config(), start=(torch.zeros(13), np.zeros(17)))  # type: ignore[arg-type]
+    with pytest.raises(OtkdError, match=r"a cost has to be a torch tensor, not builtins\.list"):
+        solve(cost.tolist(), a, b, Config())
 
 
 @pytest.mark.parametrize("normalize", ["mean", "none"])
