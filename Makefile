@@ -11,7 +11,7 @@ STAMP := .venv/.otkd-setup
 SWEEP_ARGS = --profile $(PROFILE) $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-cifar sweep-ot ablation-cifar report ui test bench-ot lint format lock schema clean
+.PHONY: help setup demo sweep-cifar sweep-ot sweep-zoo ablation-cifar report ui test bench-ot bench-methods lint format lock schema clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ sweep-cifar: $(STAMP) ## CIFAR-100 (PROFILE=auto|quick|paper, DATA=folder, ARGS=
 sweep-ot: $(STAMP) ## Every transport solver on one pair: who is best, who is cheap (PROFILE, DATA, ARGS as above)
 	@$(BIN)/otkd sweep sweeps/ot_solvers.yaml $(SWEEP_ARGS)
 
+sweep-zoo: $(STAMP) ## Every published method of sweeps/methods.yaml on one pair (PROFILE, DATA, ARGS as above)
+	@$(BIN)/otkd sweep sweeps/zoo.yaml $(SWEEP_ARGS)
+
 ablation-cifar: $(STAMP) ## What each part of the transport loss brings on CIFAR-100 (PROFILE, DATA, ARGS as above)
 	@$(BIN)/otkd sweep sweeps/ablations/cifar100_transport.yaml $(SWEEP_ARGS)
 
@@ -49,6 +52,9 @@ test: $(STAMP) ## All tests (ARGS="tests/ot -k sinkhorn" for some)
 
 bench-ot: $(STAMP) ## Transport solvers against POT and geomloss, side by side (ARGS="--quick", "--save")
 	@$(BIN)/python benchmarks/ot.py $(ARGS)
+
+bench-methods: $(STAMP) ## What a step with each method costs beside KD, in time, memory and parameters (ARGS as above)
+	@$(BIN)/python benchmarks/methods.py $(ARGS)
 
 lint: $(STAMP) ## Style, types, and who may import whom
 	@$(BIN)/ruff check --quiet .

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from otkd.sweep.plan import Plan
+    from otkd.train.export import Exported
 
 app = typer.Typer(
     help="Which distillation loss makes the best student? A YAML file asks, one command answers with a table.",
@@ -135,6 +136,31 @@ def ui(
     raise typer.Exit(serve_ui(Layout(runs), port))
 
 
+@app.command()
+def export(
+    key: Annotated[str, typer.Argument(help="A trial, by its key or the beginning of it (`otkd plan` shows keys).")],
+    to: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("exports"),
+    forms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--form", help="state_dict, safetensors, program (torch.export) or onnx. Repeatable; all by default."
+        ),
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The weights that were best on validation, not the last.")
+    ] = False,
+    runs: Runs = Path("runs"),
+    debug: Debug = False,
+) -> None:
+    """Write a trained network as files for other programs, read each back and compare it with the network."""
+    from otkd.train.checkpoint import load_weights
+    from otkd.train.export import export, find
+
+    trial, folder = find(Layout(runs), key)
+    weights = load_weights(folder.best if best else folder.last)
+    _show_exports(export(trial, weights, to, tuple(forms or ())), _console())
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="losses, models, data, solvers or sweeps.", show_default=False)],
@@ -203,3 +229,15 @@ def _show_table(layout: Layout, name: str, console: Console, problems: Iterable[
     console.print(f"report: {layout.reports / name / 'report.html'}", highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"[yellow]![/] the report lacks {escape(problem)}", highlight=False)
+
+
+def _show_exports(files: list[Exported], console: Console) -> None:
+    """Each file with its size, its speed, and how far its logits are from the network's."""
+    from rich.table import Table
+
+    table = Table("form", "file", "KiB", "ms an image", "largest difference", box=None, pad_edge=False)
+    for file in files:
+        size, latency = f"{file.bytes / 1024:,.0f}", f"{file.latency_ms:.2f}"
+        table.add_row(file.form, str(file.path), size, latency, f"{file.gap:.0e}" if file.gap else "none")
+    console.print(table)
+    console.print("One image on one CPU thread; differences of logits in units of the largest.", highlight=False)

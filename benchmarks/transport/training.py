@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.transport.measure import Effort, alternate, spread
+from otkd.core import plugins
 from otkd.core.layout import Layout
 from otkd.core.output import Batch
 from otkd.core.trial import Trial
+from otkd.losses.base import Probe
 from otkd.models.factory import create
 from otkd.train.device import autocast_dtype
 from otkd.train.student import Student
@@ -59,9 +61,8 @@ def student(objective: Mapping[str, Mapping[str, Any]], image: Tensor, teacher: 
             trial(objective),
             Layout(folder),
             image_2CHW=image[:2],
-            probe_t=teacher(image[:2]),
-            classifier_t=None,
-            classes=100,
+            probe=partial(Probe, teacher=teacher(image[:2]), classes=100),
+            card=plugins.cards("data")["cifar100"],
             dtype=autocast_dtype("auto", image.device),
         )
     made.begin_epoch()

@@ -23,10 +23,31 @@ class ModelCard:
     """Channels of each tap."""
     embedding: int
     """Width of the pooled vector before the classifier."""
+    strides: tuple[int, ...] = ()
+    """By how much each tap is smaller than the image, height and width alike."""
+    preacts: bool = True
+    """Whether it hands out its stages before their last ReLU."""
+    norms: bool = True
+    """Whether it names the batch norm before each stage's last ReLU."""
+    pools_last: bool = True
+    """Whether the embedding is the mean of the last stage after its ReLU, with nothing between."""
+    madds: int = 0
+    """Multiply-adds for one image of `side` pixels, with 100 classes."""
+    side: int = 32
+    """Height and width of the images that it is meant for."""
+    sides: tuple[int, int | None] = (1, None)
+    """The smallest and the largest side that it takes; None for no largest."""
+    weights: tuple[str, ...] = ()
+    """Names of the weights that come with it."""
 
     def layers(self) -> tuple[str, ...]:
         """Every name that a `layer:` setting may take for this network."""
         return (*self.taps, "embedding", "logits")
+
+    def stride(self, tap: Layer) -> int:
+        """By how much a tap is smaller than the image; 1 where the card does not say."""
+        index = tap if isinstance(tap, int) else self.taps.index(tap)
+        return self.strides[index] if self.strides else 1
 
     def check_layer(self, layer: Layer) -> Iterator[Problem]:
         """Yield a problem unless this network has `layer`."""

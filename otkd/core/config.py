@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from otkd.core.cards import ModelCard
 from otkd.core.errors import Problem
@@ -54,11 +55,46 @@ class SolverConfig(PluginConfig):
     """Whether it makes the host wait for a GPU, also where equal weights need no check."""
 
 
+class Warmup(StrictModel):
+    """A term's weight rises in equal steps, one an epoch, until it is whole."""
+
+    name: Literal["warmup"]
+    epochs: PositiveInt = 20
+    """The epoch in which the weight is whole for the first time."""
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """Share of the weight in an epoch, counted from 1, of so many."""
+        return min(epoch / self.epochs, 1.0)
+
+
+class CosineDecay(StrictModel):
+    """A term's weight falls along half a cosine, by epoch, to 0."""
+
+    name: Literal["cosine"]
+    start: NonNegativeInt = 0
+    """The last epoch with the whole weight."""
+    end: PositiveInt | None = None
+    """The first epoch with none; by default the last of the training."""
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """Share of the weight in an epoch, counted from 1, of so many."""
+        end = epochs if self.end is None else self.end
+        share = (epoch - self.start) / max(end - self.start, 1)
+        return (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+
+
 class TermConfig(StrictModel):
     """What every term of an objective has."""
 
     weight: NonNegativeFloat = 1.0
-    """Factor of this term in the weighted sum."""
+    """Factor of this term in the weighted sum of the main stage; in a stage of its own a term stands alone."""
+    schedule: Annotated[Warmup | CosineDecay, Field(discriminator="name")] | None = None
+    """How the weight changes from epoch to epoch of the main stage: `{name: warmup, epochs}` or `{name: cosine, start,
+    end}`; by default it is constant."""
+
+    def weight_in(self, epoch: int, epochs: int) -> float:
+        """The weight in an epoch of the main stage, counted from 1, of so many."""
+        return self.weight * (1.0 if self.schedule is None else self.schedule.factor(epoch, epochs))
 
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """Say what of this term is impossible for this pair. Paths are relative to the term.

@@ -41,6 +41,7 @@ class Layout:
         self.reports = self.root / "reports"
         self.records = self.root / "records"
         self.cache = self.root / "cache"
+        self.weights = self.root / "weights"
         self.database = self.root / "mlflow.db"
 
     def trial(self, key: str) -> TrialDir:

@@ -15,7 +15,7 @@ class ModelOutput(NamedTuple):
 
     Shapes: `logits` (B, K); `embedding` (B, D), pooled, right before the classifier; `features` a tuple of
     (B, C, H, W), stem first, then one per stage; `preacts` the stages' twins before their last ReLU, without the stem,
-    so that `preacts[i]` belongs to `features[i + 1]`.
+    so that `preacts[i]` belongs to `features[i + 1]`; none where a network does not show them.
     """
 
     logits: Tensor
@@ -54,4 +54,4 @@ class Batch(NamedTuple):
     target: Tensor
     """(B,), int64 class labels."""
     indices: Tensor
-    """(B,), int64: which training images these are, for losses that remember images."""
+    """(B,), int64: places among the trial's training images (0, 1, …), for losses that remember images."""

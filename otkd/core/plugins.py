@@ -13,6 +13,7 @@ import ast
 import importlib
 import linecache
 import sys
+from collections import ChainMap
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -79,7 +80,9 @@ def source(group: str, name: str) -> Path:
 
 def unknown(noun: str, name: object, allowed: list[str]) -> str:
     """The message for a name that is not among `allowed`."""
-    return f"there is no {noun} {name!r}; there is {', '.join(allowed)}.{did_you_mean(name, allowed)}"
+    there = [other for other in allowed if "/" not in other]
+    more = "" if len(there) == len(allowed) else f" and {len(allowed) - len(there)} with a prefix (`otkd list {noun}s`)"
+    return f"there is no {noun} {name!r}; there is {', '.join(there)}{more}.{did_you_mean(name, allowed)}"
 
 
 @cache
@@ -119,10 +122,10 @@ def load(group: str, name: str) -> ModuleType:
 
 
 @cache
-def cards(group: str) -> dict[str, Any]:
-    """Every model (`models`) or data set (`data`) by name with its card."""
+def cards(group: str) -> Mapping[str, Any]:
+    """Every model (`models`) or data set (`data`) by name with its card; families may know more than they list."""
     if group == "models":
-        return {name: card for family in names(group) for name, card in head(group, family).CARDS.items()}
+        return ChainMap(*(head(group, family).CARDS for family in reversed(names(group))))  # listed from the last
     return {name: head(group, name).CARD for name in names(group)}
 
 

@@ -66,6 +66,26 @@ class Sgd(StrictModel):
     nesterov: bool = False
 
 
+class Dot(StrictModel):
+    """Distillation-oriented training: SGD whose momentum is smaller for the task and larger for distillation."""
+
+    name: Literal["dot"]
+    lr: PositiveFloat = 0.05
+    """Learning rate at the start of the schedule."""
+    momentum: NonNegativeFloat = 0.9
+    """Momentum between that of the task and that of distillation."""
+    weight_decay: NonNegativeFloat = 5e-4
+    """L2 penalty on every trained parameter; it goes with the task."""
+    delta: NonNegativeFloat = 0.075
+    """What is taken from the task's momentum and added to that of distillation."""
+
+    @model_validator(mode="after")
+    def _within_momentum(self) -> Dot:
+        if self.delta > self.momentum or self.momentum + self.delta >= 1:
+            raise ValueError(f"momentum ± delta lies between 0 and 1. Got {self.momentum} ± {self.delta}.")
+        return self
+
+
 class AdamW(StrictModel):
     """AdamW."""
 
@@ -120,11 +140,11 @@ class OneCycle(Schedule):
 class Train(StrictModel):
     """The recipe: how long and how weights are updated."""
 
-    epochs: PositiveInt
-    """Passes over the training images."""
+    epochs: NonNegativeInt
+    """Passes over the training images; 0 measures the weights that there are."""
     batch_size: PositiveInt = 64
     """Images per step; the last, smaller batch is kept (unless it has a single image, which batch norm cannot take)."""
-    optimizer: Annotated[Sgd | AdamW, Field(discriminator="name")] = Sgd(name="sgd")
+    optimizer: Annotated[Sgd | AdamW | Dot, Field(discriminator="name")] = Sgd(name="sgd")
     """How weights are updated."""
     schedule: Annotated[Constant | Step | Cosine | OneCycle, Field(discriminator="name")] = Cosine(name="cosine")
     """How the learning rate changes."""
@@ -133,12 +153,20 @@ class Train(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks; `auto` is bf16 autocast where that is faster. The record says which ran."""
 
+    @model_validator(mode="after")
+    def _one_gradient_to_clip(self) -> Train:
+        if self.clip_norm is not None and isinstance(self.optimizer, Dot):
+            raise ValueError("clip_norm bounds one gradient, and the optimizer dot has two; leave one of both out.")
+        return self
+
 
 class Model(StrictModel):
     """A network by name."""
 
     name: str
     """Architecture (`otkd list models`)."""
+    weights: str | None = None
+    """Digest of the weights that it begins with (see `otkd.core.weights`); none are drawn from the seed."""
 
 
 class Trial(StrictModel):

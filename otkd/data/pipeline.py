@@ -141,7 +141,7 @@ class Batches:
         self.device = torch.device(device)
         self.images_NHWC = images.images.permute(0, 2, 3, 1).contiguous().to(self.device)
         self.labels = images.labels.to(self.device)
-        self.indices = images.indices.to(self.device)
+        self.indices = torch.arange(len(images.labels), device=self.device)
         self.augment = augment or card.augment
         self.batch_size = batch_size
         self.seed = seed

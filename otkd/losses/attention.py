@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from otkd.core.cards import ModelCard
 from otkd.core.config import TermConfig
-from otkd.core.errors import OtkdError, Problem
+from otkd.core.errors import Problem
 from otkd.core.output import Batch, ModelOutput
+from otkd.core.pairing import same_stages
 from otkd.losses.base import LossOutput, Probe, TermLoss
-from otkd.losses.maps import same_size
+from otkd.losses.maps import paired_stages, same_size
 from otkd.ot.precision import widen
 
 
@@ -42,12 +43,7 @@ class Config(TermConfig):
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """A problem where the two networks' stages cannot be paired."""
         yield from super().check(student, teacher)
-        if teacher is not None and len(student.taps) != len(teacher.taps):
-            yield Problem(
-                "",
-                f"attention pairs the networks' stages; the student has {', '.join(student.taps[1:])}, "
-                f"the teacher {', '.join(teacher.taps[1:])}.",
-            )
+        yield from same_stages(student, teacher)
 
 
 class Loss(TermLoss):
@@ -56,11 +52,7 @@ class Loss(TermLoss):
     def __init__(self, config: Config, probe: Probe) -> None:
         super().__init__(config, probe)
         self.p, self.variant = config.p, config.variant
-        stages = [len(out.stages) for out in (probe.student, probe.teacher) if out is not None]
-        if len(set(stages)) > 1:
-            raise OtkdError(
-                f"attention pairs the networks' stages; the student has {stages[0]}, the teacher {stages[1]}"
-            )
+        paired_stages("attention", probe)
 
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         pairs = zip(out_s.stages, out_t.stages, strict=True)

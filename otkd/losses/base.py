@@ -27,6 +27,14 @@ class Probe(NamedTuple):
     classes: int
     classifier_t: Tensor | None = None
     """Weights (K, D) of the teacher's last linear layer, detached."""
+    bias_t: Tensor | None = None
+    """Its bias (K,)."""
+    norms_t: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Scale and shift (C,) of the teacher's batch norm before each stage's last ReLU, detached; empty where unknown."""
+    labels_N: Tensor | None = None
+    """Classes of the trial's training images: what `Batch.indices` points into."""
+    batch_size: int = 64
+    """Images in a full batch."""
 
 
 class Stage(NamedTuple):
@@ -36,6 +44,8 @@ class Stage(NamedTuple):
     epochs: int
     lr: float
     """Constant learning rate of the stage."""
+    student: bool = True
+    """Whether the student takes part; where it does not it is left as it is."""
 
 
 class Snapshot(NamedTuple):
@@ -58,6 +68,9 @@ class TermLoss(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
     """Whether `forward` looks at the teacher's output."""
+
+    ordered: bool = False
+    """Whether the order of the images in a batch matters, as it does in some published definitions."""
 
     needs_preparation: bool = False
     """Whether `observe` and `prepare` have to be called before training."""
@@ -90,6 +103,20 @@ class TermLoss(nn.Module):
     def in_training(self) -> bool:
         """Whether the term takes part in the main stage."""
         return True
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """The network that is evaluated, measured and kept, of the student in training: a term may put parts on it.
+
+        The plug-in of such a term has a function `rebuild(student, weights)`, which gives the same network for weights
+        that were kept.
+        """
+        return model
+
+    def pretrain(self, out_s: ModelOutput | None, out_t: ModelOutput, batch: Batch) -> LossOutput:
+        """The term for one batch of a stage of its own; `out_s` is None where the student takes no part."""
+        assert out_s is not None
+        output: LossOutput = self(out_s, out_t, batch)
+        return output
 
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         """The term for one batch. Called inside autocast; numerics that need fp32 see to it themselves."""

@@ -51,12 +51,20 @@ class Config(TermConfig):
     """Train the hint before the main stage, where it then takes no part; none trains it along with the other terms."""
 
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
-        """A problem where the layer is missing or is a vector."""
+        """A problem where the layer is missing, a vector, or so much smaller in the student that no regressor helps."""
         yield from super().check(student, teacher)
         if self.layer in ("embedding", "logits"):
             yield Problem(
                 "layer", f"a hint is a feature map, {self.layer} is a vector; there is {', '.join(student.taps)}."
             )
+        elif teacher is not None and not list(super().check(student, teacher)):
+            stride_s, stride_t = (card.stride(self.layer) for card in (student, teacher))
+            if stride_s > 2 * stride_t:
+                yield Problem(
+                    "layer",
+                    f"the student's map is {stride_s} times smaller than the image, the teacher's {stride_t} times; a "
+                    "regressor doubles a map at most. Choose another layer.",
+                )
 
 
 class Loss(TermLoss):

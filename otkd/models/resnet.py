@@ -22,23 +22,23 @@ def _widths(name: str) -> tuple[int, ...]:
     return (32, 64, 128, 256) if name.endswith("x4") else (16, 16, 32, 64)
 
 
-def _card(name: str, params: int) -> ModelCard:
+def _card(name: str, params: int, madds: int) -> ModelCard:
     widths = _widths(name)
-    return ModelCard(params=params, taps=TAPS, channels=widths, embedding=widths[-1])
+    return ModelCard(params, TAPS, widths, embedding=widths[-1], strides=(1, 1, 2, 4), madds=madds)
 
 
 CARDS: dict[str, ModelCard] = {
-    name: _card(name, params)
-    for name, params in {
-        "resnet8": 83_892,
-        "resnet14": 181_108,
-        "resnet20": 278_324,
-        "resnet32": 472_756,
-        "resnet44": 667_188,
-        "resnet56": 861_620,
-        "resnet110": 1_736_564,
-        "resnet8x4": 1_233_540,
-        "resnet32x4": 7_433_860,
+    name: _card(name, *size)
+    for name, size in {
+        "resnet8": (83_892, 12_507_392),
+        "resnet14": (181_108, 26_663_168),
+        "resnet20": (278_324, 40_818_944),
+        "resnet32": (472_756, 69_130_496),
+        "resnet44": (667_188, 97_442_048),
+        "resnet56": (861_620, 125_753_600),
+        "resnet110": (1_736_564, 253_155_584),
+        "resnet8x4": (1_233_540, 177_071_104),
+        "resnet32x4": (7_433_860, 1_083_040_768),
     }.items()
 }
 
@@ -71,6 +71,11 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before each stage's last ReLU."""
+        return tuple(stage[-1].get_submodule("bn2") for stage in (self.layer1, self.layer2, self.layer3))
 
     def forward(self, image: Tensor) -> ModelOutput:
         """Classify `image` (B, C, H, W) and return every tap on the way."""

@@ -25,18 +25,18 @@ def _depth_widths(name: str) -> tuple[int, tuple[int, ...]]:
     return int(depth), (16, *(width * int(factor) for width in (16, 32, 64)))
 
 
-def _card(name: str, params: int) -> ModelCard:
+def _card(name: str, params: int, madds: int) -> ModelCard:
     widths = _depth_widths(name)[1]
-    return ModelCard(params=params, taps=TAPS, channels=widths, embedding=widths[-1])
+    return ModelCard(params, TAPS, widths, embedding=widths[-1], strides=(1, 1, 2, 4), madds=madds)
 
 
 CARDS: dict[str, ModelCard] = {
-    name: _card(name, params)
-    for name, params in {
-        "wrn_16_1": 180_916,
-        "wrn_16_2": 703_284,
-        "wrn_40_1": 569_780,
-        "wrn_40_2": 2_255_156,
+    name: _card(name, *size)
+    for name, size in {
+        "wrn_16_1": (180_916, 26_663_168),
+        "wrn_16_2": (703_284, 101_118_464),
+        "wrn_40_1": (569_780, 83_286_272),
+        "wrn_40_2": (2_255_156, 327_610_880),
     }.items()
 }
 
@@ -71,6 +71,12 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 fan_out = math.prod(module.kernel_size) * module.out_channels
                 nn.init.normal_(module.weight, 0.0, math.sqrt(2 / fan_out))
+
+    @property
+    def norms(self) -> tuple[nn.Module, ...]:
+        """The batch norm before the ReLU that follows each stage."""
+        first = (stage.layer[0].get_submodule("bn1") for stage in (self.block2, self.block3))
+        return (*first, self.bn1)
 
     def forward(self, image: Tensor) -> ModelOutput:
         """Classify `image` (B, C, H, W) and return every tap on the way."""

@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from otkd.core import plugins
-from otkd.core.cards import DataCard, ModelCard
-from otkd.core.errors import ConfigError, Problem
+from otkd.core.cards import DataCard
+from otkd.core.errors import ConfigError, Problem, did_you_mean
 from otkd.core.layout import Layout
 from otkd.core.records import Label, SweepInfo
 from otkd.core.trial import Data, Model, Train, Trial, digest
-from otkd.sweep.spec import Loaded, Pair, SweepSpec, merge
+from otkd.core.weights import Given
+from otkd.core.weights import digest as digest_of
+from otkd.sweep.methods import common, for_pair, pair_problems
+from otkd.sweep.spec import Loaded, Network, Pair, Recipe, SweepSpec
+from otkd.sweep.trees import merge
 
 
 class Planned(NamedTuple):
@@ -33,6 +38,8 @@ class Plan(NamedTuple):
     spec: SweepSpec
     teachers: tuple[Planned, ...]
     students: tuple[Planned, ...]
+    weights: tuple[Given, ...]
+    """Weights from outside, to be taken in first."""
     warnings: tuple[str, ...]
 
     @property
@@ -67,29 +74,63 @@ def make(loaded: Loaded) -> Plan:
     problems = list(loaded.problems)
     data: Data | None = _section(loaded, "data", Data)
     methods: dict[str, dict[str, Any]] = _section(loaded, "methods", dict[str, dict[str, Any]]) or {}
-    pairs = _pairs(_section(loaded, "pairs", tuple[Pair, ...]) or (), problems)
+    side = _side(data)
+    pairs = _known(_section(loaded, "pairs", tuple[Pair, ...]) or (), side, problems)
     if data is not None:
         problems += _data_problems(data)
-    variants = _variants(methods, problems)
-    for variant in variants:
-        problems += _impossible(variant, pairs)
+    for method, terms in methods.items():
+        problems += pair_problems(method, terms, list(plugins.cards("models")))
+    _variants({method: common(terms) for method, terms in methods.items()}, problems)
+    variants = {pair: _variants(_for(pair, methods), problems) for pair in pairs}
+    for pair, own in variants.items():
+        for variant in own:
+            problems += _impossible(variant, pair)
     train_t = _teacher_recipe(loaded.spec, problems) if loaded.spec else None
     if problems or loaded.spec is None or data is None or train_t is None:
         raise ConfigError(loaded.source, dict.fromkeys(problems))
     return _expand(loaded, loaded.spec, variants, train_t)
 
 
-def _expand(loaded: Loaded, spec: SweepSpec, variants: list[Variant], train_t: Train) -> Plan:
-    data = spec.data
-    teachers = {pair.teacher: _teacher(pair.teacher, data, train_t, spec.teacher.seed) for pair in spec.pairs}
-    students = tuple(
-        _student(variant, pair.student, teachers[pair.teacher].trial, data, spec.train, seed)
+def _expand(loaded: Loaded, spec: SweepSpec, variants: dict[Pair, list[Variant]], train_t: Train) -> Plan:
+    titles = _titles(spec.pairs)
+    teachers = {
+        pair.teacher: _teacher(pair.teacher, titles[pair.teacher], spec.data, train_t, spec.teacher.seed)
         for pair in spec.pairs
-        for variant in variants
+    }
+    students = tuple(
+        _student(variant, pair, f"{titles[pair.student]} ← {titles[pair.teacher]}", teachers, spec, seed)
+        for pair, own in variants.items()
+        for variant in own
         for seed in spec.seeds
     )
     planned = (*teachers.values(), *students)
-    return Plan(_info(loaded, spec, planned), spec, tuple(teachers.values()), students, _warnings(spec))
+    weights = tuple(_given(spec.pairs))
+    info = _info(loaded, spec, planned, weights)
+    return Plan(info, spec, tuple(teachers.values()), students, weights, _warnings(spec))
+
+
+def _titles(pairs: tuple[Pair, ...]) -> dict[Network, str]:
+    """What tables call each network: its name, and its weights where they alone tell it from another."""
+    networks = dict.fromkeys(network for pair in pairs for network in (pair.teacher, pair.student))
+    alike = [network.name for network in networks]
+    return {
+        network: f"{network.name} ({Path(network.weights).stem})"
+        if network.weights and alike.count(network.name) > 1
+        else network.name
+        for network in networks
+    }
+
+
+def _given(pairs: tuple[Pair, ...]) -> Iterator[Given]:
+    """The weights that the pairs name."""
+    for begins, networks in ((False, [p.teacher for p in pairs]), (True, [p.student for p in pairs])):
+        for network in dict.fromkeys(networks):
+            if network.weights is not None:
+                yield Given(network.name, network.weights, digest_of(network.weights), begins)
+
+
+def _for(pair: Pair, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {method: for_pair(terms, pair.teacher.name, pair.student.name) for method, terms in methods.items()}
 
 
 def _section(loaded: Loaded, name: str, kind: Any) -> Any:
@@ -120,24 +161,46 @@ def _split_problems(data: Data, card: DataCard) -> Iterator[Problem]:
 
 def _teacher_recipe(spec: SweepSpec, problems: list[Problem]) -> Train | None:
     try:
-        return Train.model_validate(merge(spec.train.model_dump(mode="json"), spec.teacher.train, depth=1))
+        return Recipe.model_validate(merge(spec.train.model_dump(mode="json"), spec.teacher.train, depth=1))
     except ValidationError as error:
-        problems += plugins.problems_of(error, Train, "teacher.train")
+        problems += plugins.problems_of(error, Recipe, "teacher.train")
         return None
 
 
-def _pairs(pairs: tuple[Pair, ...], problems: list[Problem]) -> list[tuple[str, ModelCard, ModelCard]]:
-    """(title, teacher's card, student's card) of every pair whose networks are known."""
-    cards = plugins.cards("models")
+def _side(data: Data | None) -> int | None:
+    """Height and width of the images, where the data set is known."""
+    card = None if data is None else plugins.cards("data").get(data.name)
+    return None if card is None else int(card.side)
+
+
+def _known(pairs: tuple[Pair, ...], side: int | None, problems: list[Problem]) -> list[Pair]:
+    """The pairs whose networks are known, and take images of this side."""
     found = []
     for index, pair in enumerate(pairs):
-        missing = [who for who in ("teacher", "student") if getattr(pair, who) not in cards]
-        for who in missing:
-            message = plugins.unknown("model", getattr(pair, who), list(cards))
-            problems.append(Problem(f"pairs.{index}.{who}", message))
-        if not missing:
-            found.append((f"{pair.student} ← {pair.teacher}", cards[pair.teacher], cards[pair.student]))
+        wrong = [
+            problem for who in ("teacher", "student") for problem in _network_problems(getattr(pair, who), who, side)
+        ]
+        problems += [Problem(f"pairs.{index}.{problem.path}", problem.message) for problem in wrong]
+        if not wrong:
+            found.append(pair)
     return found
+
+
+def _network_problems(network: Network, who: str, side: int | None) -> Iterator[Problem]:
+    cards = plugins.cards("models")
+    if network.name not in cards:
+        yield Problem(who, plugins.unknown("model", network.name, list(cards)))
+        return
+    least, most = cards[network.name].sides
+    if side is not None and not least <= side <= (most or side):
+        takes = f"{least} pixels and no other" if least == most else f"{least} pixels and more"
+        yield Problem(who, f"{network.name} takes images of {takes}; this data set has {side}.")
+    if network.weights is not None and not Path(network.weights).expanduser().is_file():
+        offered = cards[network.name].weights
+        if network.weights not in offered:
+            there = f"it comes with {', '.join(offered)}" if offered else "it comes with none"
+            text = f"there is no file {network.weights} here, and {network.name} has no weights of that name; {there}."
+            yield Problem(f"{who}.weights", text + did_you_mean(network.weights, offered))
 
 
 def _variants(methods: dict[str, dict[str, Any]], problems: list[Problem]) -> list[Variant]:
@@ -203,41 +266,65 @@ def _at(value: Any, path: str, axes: Mapping[str, Any]) -> Any:
     return value
 
 
-def _impossible(variant: Variant, pairs: list[tuple[str, ModelCard, ModelCard]]) -> Iterator[Problem]:
+def _impossible(variant: Variant, pair: Pair) -> Iterator[Problem]:
     """What a term asks for and a pair cannot give."""
+    cards = plugins.cards("models")
     for term, options in variant.objective.items():
         config = plugins.head("losses", term).Config.model_validate(options)
-        for name, teacher, student in pairs:
-            for problem in config.check(student, teacher):
-                where = f"methods.{variant.method}.{term}.{problem.path}".rstrip(".")
-                yield Problem(where, f"({name}) {problem.message}")
+        for problem in config.check(cards[pair.student.name], cards[pair.teacher.name]):
+            where = f"methods.{variant.method}.{term}.{problem.path}".rstrip(".")
+            yield Problem(where, f"({pair.student.name} ← {pair.teacher.name}) {problem.message}")
 
 
-def _teacher(name: str, data: Data, train: Train, seed: int) -> Planned:
-    objective = {"ce": plugins.configure("losses", "ce", {}).model_dump(mode="json")}
-    trial = Trial(data=data, student=Model(name=name), objective=objective, train=train, seed=seed)
-    label = Label(key=trial.key, role="teacher", method="teacher", pair=name, student=name, teacher="", seed=seed)
+def _teacher(network: Network, title: str, data: Data, train: Train, seed: int) -> Planned:
+    """The teacher's trial: a training with cross-entropy, or the measuring of given weights."""
+    if network.weights is None:
+        objective = {"ce": plugins.configure("losses", "ce", {}).model_dump(mode="json")}
+        trial = Trial(data=data, student=Model(name=network.name), objective=objective, train=train, seed=seed)
+    else:
+        measured = Train(epochs=0, precision=train.precision)
+        trial = Trial(data=data, student=_model(network), objective={}, train=measured)
+    label = Label(
+        key=trial.key,
+        role="teacher",
+        method="teacher",
+        pair=title,
+        student=network.name,
+        teacher="",
+        seed=trial.seed,
+    )
     return Planned(trial, label)
 
 
-def _student(variant: Variant, name: str, teacher: Trial, data: Data, train: Train, seed: int) -> Planned:
+def _model(network: Network) -> Model:
+    return Model(name=network.name, weights=network.weights and digest_of(network.weights))
+
+
+def _student(
+    variant: Variant, pair: Pair, title: str, teachers: Mapping[Network, Planned], spec: SweepSpec, seed: int
+) -> Planned:
     trial = Trial(
-        data=data, student=Model(name=name), teacher=teacher, objective=variant.objective, train=train, seed=seed
+        data=spec.data,
+        student=_model(pair.student),
+        teacher=teachers[pair.teacher].trial,
+        objective=variant.objective,
+        train=spec.train,
+        seed=seed,
     )
     label = Label(
         key=trial.key,
         role="student",
         method=variant.method,
-        pair=f"{name} ← {teacher.student.name}",
-        student=name,
-        teacher=teacher.student.name,
+        pair=title,
+        student=pair.student.name,
+        teacher=pair.teacher.name,
         seed=seed,
         axes=variant.axes,
     )
     return Planned(trial, label)
 
 
-def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...]) -> SweepInfo:
+def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], weights: tuple[Given, ...]) -> SweepInfo:
     labels = tuple(item.label for item in planned)
     identity = {"name": spec.name, "labels": [json.loads(label.model_dump_json()) for label in labels]}
     return SweepInfo(
@@ -246,7 +333,7 @@ def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...]) -> Swee
         question=spec.question,
         profile=loaded.profile,
         yaml=yaml.safe_dump(loaded.tree, sort_keys=False, allow_unicode=True),
-        notes=_notes(spec, spec.data),
+        notes=(*_notes(spec, spec.data), *map(_origin, weights)),
         dataset=spec.data.name,
         labels=labels,
     )
@@ -258,6 +345,8 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     images = data.limit or card.train
     val = int(data.val if data.val >= 1 else round(data.val * images))
     epochs_t = spec.teacher.train.get("epochs", spec.train.epochs)
+    trained = any(pair.teacher.weights is None for pair in spec.pairs)
+    budget_t = f", of a teacher {epochs_t}" if trained else ""
     selection = (
         f"{val} training images are held out for validation (split seed {data.split_seed}); the test set is measured "
         "with the last weights and with those that were best on validation."
@@ -267,7 +356,7 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     )
     return (
         f"Data: {data.name}, {images - val} training images of {card.train}, {card.test} test images.",
-        f"Budget: epochs of a student {spec.train.epochs}, of a teacher {epochs_t}; "
+        f"Budget: epochs of a student {spec.train.epochs}{budget_t}; "
         f"batch size {spec.train.batch_size}, {spec.train.optimizer.name} "
         f"with learning rate {spec.train.optimizer.lr:g}, {spec.train.schedule.name} schedule.",
         selection,
@@ -276,11 +365,17 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     )
 
 
+def _origin(given: Given) -> str:
+    """Whose work a network's weights are."""
+    use = "begins with" if given.begins else "is not trained here: it has"
+    return f"{given.network} {use} the weights {Path(given.source).name} ({given.digest[:14]})."
+
+
 def _warnings(spec: SweepSpec) -> tuple[str, ...]:
     cards = plugins.cards("models")
     return tuple(
-        f"pairs.{index}: the teacher {pair.teacher} ({cards[pair.teacher].params:,} parameters) is smaller than the "
-        f"student {pair.student} ({cards[pair.student].params:,})."
+        f"pairs.{index}: the teacher {pair.teacher.name} ({cards[pair.teacher.name].params:,} parameters) is smaller "
+        f"than the student {pair.student.name} ({cards[pair.student.name].params:,})."
         for index, pair in enumerate(spec.pairs)
-        if cards[pair.teacher].params < cards[pair.student].params
+        if cards[pair.teacher.name].params < cards[pair.student.name].params
     )

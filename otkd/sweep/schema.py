@@ -15,14 +15,27 @@ def sweep_schema() -> dict[str, Any]:
     schema = SweepSpec.model_json_schema()
     definitions = schema["$defs"]
     _enumerate(definitions["Data"]["properties"]["name"], plugins.names("data"))
+    models = {"enum": list(plugins.cards("models"))}
+    definitions["Network"]["properties"]["name"] |= models
     for who in ("teacher", "student"):
-        _enumerate(definitions["Pair"]["properties"][who], list(plugins.cards("models")))
+        field = definitions["Pair"]["properties"][who]
+        definitions["Pair"]["properties"][who] = {"anyOf": [models, {"$ref": "#/$defs/Network"}]} | {
+            key: value for key, value in field.items() if key == "description"
+        }
     terms = {name: _term(name, definitions) for name in plugins.names("losses")}
-    schema["properties"]["methods"]["additionalProperties"] = {
-        "type": "object",
-        "properties": terms,
-        "additionalProperties": False,
-        "minProperties": 1,
+    of_pair = dict.fromkeys(("teacher", "student"), models) | terms
+    special = {"type": "object", "properties": of_pair, "additionalProperties": False, "required": list(of_pair)[:2]}
+    schema["properties"]["methods"] |= {
+        "properties": {
+            "from": {"type": "string", "description": "A YAML file, relative to this one, whose methods are taken."},
+            "only": {"type": "array", "items": {"type": "string"}, "description": "Which of them; all by default."},
+        },
+        "additionalProperties": {
+            "type": "object",
+            "properties": {**terms, "pairs": {"type": "array", "items": special}},
+            "additionalProperties": False,
+            "minProperties": 1,
+        },
     }
     schema["properties"]["profiles"]["additionalProperties"] = {"type": "object"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "otkd sweep", **schema}

@@ -12,6 +12,7 @@ from typing import IO, NamedTuple
 
 from rich.console import Console
 
+from otkd.core import plugins
 from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.sweep.live import Progress
@@ -131,9 +132,11 @@ def _notes(listener: Broadcast) -> Iterator[None]:
 def _runner(plan: Plan, layout: Layout, options: Options) -> Runner:
     from otkd.train.device import pick
     from otkd.train.engine import Environment, fetch
+    from otkd.train.weights import take_in
 
     environment = Environment(layout=layout, data_dir=options.data_dir, device=options.device)
     fetch(plan.spec.data, environment)
+    take_in(layout, plan.weights, plugins.cards("data")[plan.spec.data.name])
     if options.address == HERE:
         pick(options.device)
     if options.local:

@@ -111,13 +111,17 @@ def _summary(path: Path) -> str:
 
 
 def _list_models(console: Console) -> None:
-    table = Table("model", "parameters", "taps (channels)", "embedding", box=None, pad_edge=False)
-    for name, card in plugins.cards("models").items():
-        taps = ", ".join(f"{tap} ({width})" for tap, width in zip(card.taps, card.channels, strict=True))
-        table.add_row(name, f"{card.params:,}", taps, str(card.embedding))
+    table = Table("model", "parameters", "multiply-adds", "pixels", "embedding", "taps", box=None, pad_edge=False)
+    for name, card in sorted(plugins.cards("models").items(), key=lambda item: "/" in item[0]):
+        taps = ", ".join(f"{tap} {width}" for tap, width in zip(card.taps, card.channels, strict=True))
+        size = f"{card.side} × {card.side}"
+        table.add_row(name, f"{card.params:,}", f"{card.madds / 1e6:,.0f} M", size, str(card.embedding), taps)
     console.print(table)
     console.print(
-        "Parameters with 100 classes and 3 input channels. A layer is named by its place (0 is the stem) or name."
+        "Parameters with 100 classes and 3 input channels, multiply-adds of one image of so many pixels; other sizes "
+        "work, too. Taps are the names that `layer:` takes (or their places: 0 is the stem), with their channels. "
+        "`timm/<name>` is any network of timm, where that is installed.",
+        highlight=False,
     )
 
 
@@ -135,7 +139,8 @@ def _list_sweeps(console: Console) -> None:
     table = Table("file", "question", box=None, pad_edge=False)
     for path in sorted(Path("sweeps").rglob("*.yaml")):
         try:
-            question = str(yamlfile.read(path).get("question", ""))
+            tree = yamlfile.read(path)
+            question = str(tree.get("question", "")) if "name" in tree else f"{len(tree['methods'])} methods for others"
         except OtkdError as error:
             question = str(error)
         table.add_row(str(path), escape(question))

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from otkd.core import plugins
 from otkd.core.config import StrictModel
 from otkd.core.errors import ConfigError, Problem, did_you_mean
 from otkd.core.trial import Data, Train
-from otkd.sweep import yamlfile
+from otkd.sweep import methods, yamlfile
+from otkd.sweep.trees import merge
 
 AUTO, BASE, QUICK = "auto", "paper", "quick"
 
@@ -29,13 +30,36 @@ def _each_once(items: Items) -> Items:
     return items
 
 
+class Network(StrictModel):
+    """A network, and the weights that it begins with."""
+
+    name: str
+    """Architecture (`otkd list models`)."""
+    weights: str | None = None
+    """A file of trained weights, or the name of weights that come with the architecture (`IMAGENET1K_V1`)."""
+
+
+def _network(given: Any) -> Any:
+    return {"name": given} if isinstance(given, str) else given
+
+
+NetworkField = Annotated[Network, BeforeValidator(_network)]
+
+
 class Pair(StrictModel):
     """Who teaches whom."""
 
-    teacher: str
-    """The larger network (`otkd list models`)."""
-    student: str
-    """The network to be deployed."""
+    teacher: NetworkField
+    """The larger network (`otkd list models`), trained by the sweep; `{name, weights: file}` is taken as it is."""
+    student: NetworkField
+    """The network to be deployed; `{name, weights: file}` begins with those weights."""
+
+
+class Recipe(Train):
+    """How networks are trained."""
+
+    epochs: PositiveInt
+    """Passes over the training images."""
 
 
 class TeacherSpec(StrictModel):
@@ -80,9 +104,11 @@ class SweepSpec(StrictModel):
     pairs: Annotated[tuple[Pair, ...], AfterValidator(_each_once)] = Field(min_length=1, strict=False)
     """Teacher and student networks."""
     teacher: TeacherSpec = TeacherSpec()
-    train: Train
+    train: Recipe
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Name → objective: term → weight, or `{weight, options}`. `{grid: [...]}` in place of a value makes an axis."""
+    """Name → objective: term → weight, or `{weight, options}`. `{grid: [...]}` in place of a value makes an axis;
+    `pairs:` lists what differs for some pairs. `from: methods.yaml` takes the methods of that file, `only: [...]` some.
+    """
     seeds: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_each_once)] = Field((0,), min_length=1, strict=False)
     """Each method runs once with each seed."""
     search: Search = Search()
@@ -124,31 +150,15 @@ def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Load
         tree = merge(tree, profiles[applied])
     for override in overrides:
         change = _parse_override(override)
-        _refuse_new_methods(tree, change)
+        _refuse_new_methods(tree, change, path)
         tree = merge(tree, change)
     tree.pop("profiles", None)
+    if "methods" in tree:
+        tree["methods"] = methods.resolved(tree["methods"], path)
     try:
         return Loaded(str(path), applied, tree, SweepSpec.model_validate(tree), ())
     except ValidationError as error:
         return Loaded(str(path), applied, tree, None, tuple(plugins.problems_of(error, SweepSpec)))
-
-
-def merge(base: Mapping[str, Any], override: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
-    """`base` with `override` laid over it: mappings are merged, everything else is replaced.
-
-    Where another `name` chooses another optimizer, schedule or solver – choices stand two levels deep or deeper – it
-    replaces the whole, since its options are others.
-    """
-    if depth >= 2 and "name" in override and override["name"] != base.get("name"):
-        return dict(override)
-    merged = dict(base)
-    for key, value in override.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(old, value, depth + 1)
-        else:
-            merged[key] = value
-    return merged
 
 
 def has_gpu() -> bool:
@@ -176,11 +186,11 @@ def _choose_profile(path: Path, profiles: Mapping[str, Any], profile: str) -> st
     return profile if profile in profiles else ""
 
 
-def _refuse_new_methods(tree: Mapping[str, Any], change: Mapping[str, Any]) -> None:
+def _refuse_new_methods(tree: Mapping[str, Any], change: Mapping[str, Any], path: Path) -> None:
     """An override that names a method which the file lacks is a slip of the pen."""
-    known, named = tree.get("methods"), change.get("methods")
+    known, named = methods.resolved(tree.get("methods"), path), change.get("methods")
     if isinstance(known, Mapping) and isinstance(named, Mapping):
-        for method in (method for method in named if method not in known):
+        for method in (method for method in named if method not in (methods.FROM, methods.ONLY, *known)):
             text = f"there is no method {method!r}; there is {', '.join(map(str, known))}."
             raise ConfigError("--set", [Problem(f"methods.{method}", text + did_you_mean(method, map(str, known)))])
 

@@ -28,9 +28,11 @@ with warnings.catch_warnings():
             name = config["architecture"]
             family = plugins.load("models", plugins.family_of(name))
             self.network = family.build(name, config["classes"], config["channels"])
-            self.network.load_state_dict(
-                torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
-            )
+            weights = torch.load(context.artifacts["weights"], map_location="cpu", weights_only=True)
+            for term in config["terms"]:
+                rebuild = getattr(plugins.load("losses", term), "rebuild", None)
+                self.network = self.network if rebuild is None else rebuild(self.network, weights)
+            self.network.load_state_dict(weights)
             self.network.eval()
             self.mean_C11 = torch.tensor(config["mean"]).view(-1, 1, 1)
             self.std_C11 = torch.tensor(config["std"]).view(-1, 1, 1)

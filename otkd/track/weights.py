@@ -77,6 +77,7 @@ def _save(path: Path, head: Model, trial: Trial, weights: Path) -> None:
 def _config(trial: Trial, card: DataCard) -> dict[str, Any]:
     return {
         "architecture": trial.student.name,
+        "terms": list(trial.objective),
         "classes": card.classes,
         "channels": card.channels,
         "mean": list(card.mean),

@@ -36,7 +36,7 @@ def load(folder: TrialDir) -> dict[str, Any] | None:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a torn file fails in many ways, all of which mean the same
-            log.warning("%s cannot be read (%s); %s", path, _first_line(error), way_out)
+            log.warning("%s cannot be read (%s); %s", path, first_line(error), way_out)
             continue
         return state
     return None
@@ -66,7 +66,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"there are no weights at {path}; train that network first.") from None
     except Exception as error:
         way_out = "delete its folder to train it again."
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); {way_out}") from error
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); {way_out}") from error
     return weights
 
 
@@ -77,5 +77,6 @@ def _write(state: dict[str, Any], path: Path) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message, for one of ours."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]

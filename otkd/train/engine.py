@@ -10,21 +10,24 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from otkd.core import names
 from otkd.core.errors import StorageError, TrialError
 from otkd.core.layout import Layout, write_text
-from otkd.core.output import Batch
+from otkd.core.output import Batch, ModelOutput
 from otkd.core.records import EpochRecord, MetricSink, Picture, Pictures, TrialResult
 from otkd.core.trial import Data, Trial
 from otkd.data.pipeline import Batches, prepare
-from otkd.losses.base import Snapshot
+from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
 from otkd.train.device import Stopwatch, autocast_dtype, peak_mib, pick
 from otkd.train.evaluate import evaluate
@@ -111,6 +114,9 @@ class CohortTrainer:
         self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
         self.students = self._students(trials)
         self._prepare([student for student in self.students if student.to_prepare])
+        for student in [student for student in self.students if student.done]:  # with weights that are only measured
+            with self._contained(student):
+                self._end(student)
         self._saved = time.monotonic()
 
     @property
@@ -153,7 +159,7 @@ class CohortTrainer:
 
     def _students(self, trials: Sequence[Trial]) -> list[Student]:
         image_2CHW = next(iter(self.test.ordered(2))).image
-        probe_t = self.teacher(image_2CHW) if self.teacher else None
+        probe = self._probe(trials[0], image_2CHW)
         students = []
         for trial in trials:
             folder = self.layout.trial(trial.key)
@@ -167,9 +173,8 @@ class CohortTrainer:
                     trial,
                     self.layout,
                     image_2CHW=image_2CHW,
-                    probe_t=probe_t,
-                    classifier_t=self.teacher.classifier if self.teacher else None,
-                    classes=self.splits.card.classes,
+                    probe=probe,
+                    card=self.splits.card,
                     dtype=self.dtype,
                 )
             except Exception as error:
@@ -177,6 +182,16 @@ class CohortTrainer:
             else:
                 students.append(student)
         return students
+
+    def _probe(self, trial: Trial, image_2CHW: Tensor) -> Callable[[ModelOutput], Probe]:
+        """What all members' terms get to know, but for the student's output."""
+        known: dict[str, Any] = {
+            "teacher": self.teacher(image_2CHW) if self.teacher else None,
+            "classes": self.splits.card.classes,
+            "labels_N": torch.as_tensor(self.splits.train.labels, device=self.device),
+            "batch_size": min(trial.train.batch_size, len(self.splits.train.labels)),
+        }
+        return partial(Probe, **known, **(self.teacher.facts if self.teacher else {}))
 
     def _prepare(self, members: list[Student]) -> None:
         """Show the teacher's outputs for all training images to the members that ask for them, in one pass."""
@@ -247,7 +262,7 @@ class CohortTrainer:
 
     def _evaluate(self, student: Student, batches: Batches) -> dict[str, float]:
         answers_N = self.teacher.answers(batches) if self.teacher else None
-        return evaluate(student.model, batches, self.device, self.dtype, answers_N)
+        return evaluate(student.deployed, batches, self.device, self.dtype, answers_N)
 
     def _end(self, student: Student) -> None:
         if student not in self.students:
@@ -267,7 +282,7 @@ class CohortTrainer:
             checkpoint.save_weights(student.folder.best, student.best.weights)
             figures |= {names.BEST_EPOCH: float(student.best.epoch), names.BEST_VAL_TOP1: student.best.top1}
             figures |= {names.test("best", name): value for name, value in self._best_figures(student, last).items()}
-        figures |= compression(student.model, self.splits.card)
+        figures |= compression(student.deployed, self.splits.card)
         figures[names.PREPARE_S] = student.prepare_s
         figures[names.WALL_S] = student.prepare_s + sum(record.metrics[names.EPOCH_S] for record in student.history)
         return figures | (self.teacher.metrics if self.teacher else {})
@@ -291,7 +306,7 @@ class CohortTrainer:
         assert student.best is not None
         if student.best.epoch == student.trial.train.epochs:
             return last
-        student.model.load_state_dict(student.best.weights)
+        student.deployed.load_state_dict(student.best.weights)
         return self._evaluate(student, self.test)
 
     def _finish(self, student: Student, status: str, figures: dict[str, float]) -> None:

@@ -21,7 +21,7 @@ def compression(model: nn.Module, card: DataCard) -> dict[str, float]:
     model = model.eval()
     device = next(model.parameters()).device
     image = torch.zeros(1, card.channels, card.side, card.side, device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _counted_attention():
         model(image)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
@@ -39,7 +39,7 @@ def cpu_latency_ms(model: nn.Module, image: torch.Tensor, runs: int = 30) -> flo
     model = model.cpu()
     image = image.cpu()
     seconds = []
-    with torch.inference_mode(), _one_thread():
+    with torch.inference_mode(), one_thread():
         for _ in range(5 + runs):
             begin = time.perf_counter()
             model(image)
@@ -49,7 +49,19 @@ def cpu_latency_ms(model: nn.Module, image: torch.Tensor, runs: int = 30) -> flo
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _counted_attention() -> Iterator[None]:
+    """Without torch's short way through attention, of which the counter does not know."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one CPU thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

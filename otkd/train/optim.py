@@ -9,15 +9,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from otkd.core.trial import AdamW, Constant, Cosine, OneCycle, Sgd, Step, Train
+from otkd.core.trial import AdamW, Constant, Cosine, Dot, OneCycle, Sgd, Step, Train
+from otkd.losses.objective import ObjectiveOutput
+from otkd.train import dot
 
 
-def optimizer(config: Sgd | AdamW, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def optimizer(config: Sgd | AdamW | Dot, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that `config` describes, over `parameters`."""
     return _OPTIMIZERS[config.name](parameters, **config.model_dump(exclude={"name"}))
 
 
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+    "dot": dot.Dot,
+}
+
+
+def backward(optimizer: torch.optim.Optimizer, output: ObjectiveOutput) -> None:
+    """Gradients of the objective: of its sum, or of both parts for an optimizer that tells them apart."""
+    split = getattr(optimizer, "backward", None)
+    if split is None:
+        output.loss.backward()
+    else:
+        split(output.task, output.distilled)
 
 
 def lr_factor(train: Train, progress: float) -> float:

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from otkd.core import names
+from otkd.core.cards import DataCard
 from otkd.core.layout import Layout
 from otkd.core.output import Batch, ModelOutput
 from otkd.core.records import EpochRecord
 from otkd.core.seeds import derive
 from otkd.core.trial import Trial
 from otkd.losses.base import Probe, Snapshot
-from otkd.losses.objective import MAIN, Objective, ObjectiveOutput
+from otkd.losses.objective import MAIN, Objective, ObjectiveOutput, Position
 from otkd.models.factory import create
-from otkd.train import checkpoint
+from otkd.train import checkpoint, weights
 from otkd.train.device import RandomStream, Stopwatch
 from otkd.train.evaluate import hits
-from otkd.train.optim import lr_factor, optimizer
+from otkd.train.optim import backward, lr_factor, optimizer
 
 CHECK_EVERY = 50
 """Steps between looks at whether the loss is still finite, on devices where a look makes the host wait."""
-
-
-class Position(NamedTuple):
-    """A place on a trial's time line."""
-
-    stage: str
-    epoch: int
-    """1-based within the stage."""
-    epochs: int
-    """Epochs of the stage."""
 
 
 class Best(NamedTuple):
@@ -54,10 +45,9 @@ class Student:
 
     Args:
         trial: what to train.
-        probe_t: the teacher's output for two images, or None.
-        classifier_t: weights of its last linear layer, or None.
-        image_2CHW: the two images.
-        classes: size of the classifier.
+        image_2CHW: two images.
+        probe: what the terms get to know, given the student's output for the two images.
+        card: the data set.
     """
 
     def __init__(
@@ -66,18 +56,18 @@ class Student:
         layout: Layout,
         *,
         image_2CHW: Tensor,
-        probe_t: ModelOutput | None,
-        classifier_t: Tensor | None,
-        classes: int,
+        probe: Callable[[ModelOutput], Probe],
+        card: DataCard,
         dtype: torch.dtype | None,
     ) -> None:
         self.trial = trial
         self.folder = layout.trial(trial.key)
         self.device, self.dtype = image_2CHW.device, dtype
-        network = create(trial.student.name, classes=classes, channels=image_2CHW.shape[1], seed=trial.seed)
+        network = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
+        if trial.student.weights is not None:
+            weights.load(network, checkpoint.load_weights(weights.place(layout, trial.student, card)))
         self.model: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)
-        probe = Probe(_probe(self.model, image_2CHW), probe_t, classes, classifier_t)
-        self.objective = Objective(trial.objective, probe, trial.seed).to(self.device)
+        self.objective = Objective(trial.objective, probe(_probe(self.model, image_2CHW)), trial.seed).to(self.device)
         self.stages = self.objective.stages
         self.random = RandomStream(derive(trial.seed, "dropout"), self.device)
         self.tick = 1 - sum(stage.epochs for stage in self.stages)
@@ -108,6 +98,11 @@ class Student:
                 return Position(stage.name, before, stage.epochs)
             before -= stage.epochs
         return Position(MAIN, self.tick, self.trial.train.epochs)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network that is evaluated, measured and kept: the student, and what a term puts on it."""
+        return self.objective.deployed(self.model)
 
     @property
     def needs_teacher(self) -> bool:
@@ -151,18 +146,18 @@ class Student:
         Args:
             steps: batches in this epoch.
         """
-        stage = self.position.stage
-        self._set_lr(stage, self._step / steps)
+        position = self.position
+        self._set_lr(position.stage, self._step / steps)
         with self.clock.running(), self.random:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                out_s = self.model(batch.image)
-                output = self.objective(out_s, out_t, batch, stage)
+                out_s = self.model(batch.image) if self._takes_part(position.stage) else None
+                output = self.objective(out_s, out_t, batch, position)
             self.optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
+            backward(self.optimizer, output)
             if self.trial.train.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self._parameters(), self.trial.train.clip_norm)
             self.optimizer.step()
-            self._count(output, out_s.logits.detach(), out_t, batch.target)
+            self._count(output, out_s, out_t, batch.target)
         self._step += 1
         if self._step - self._looked >= self.check_every or self._step == steps:
             self._look_for_divergence(out_s, out_t)
@@ -201,7 +196,7 @@ class Student:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's state dict on the CPU."""
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.deployed.state_dict().items()}
 
     def save(self) -> None:
         """Write a checkpoint from which training goes on exactly as if it had not stopped."""
@@ -238,6 +233,9 @@ class Student:
     def _parameters(self) -> Iterable[nn.Parameter]:
         return [*self.model.parameters(), *self.objective.parameters()]
 
+    def _takes_part(self, stage: str) -> bool:
+        return all(own.student for own in self.stages if own.name == stage)
+
     def _set_lr(self, stage: str, share: float) -> None:
         if stage == MAIN:
             lr = self.trial.train.optimizer.lr * lr_factor(self.trial.train, self.tick - 1 + share)
@@ -246,20 +244,27 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _count(self, output: ObjectiveOutput, logits_BK: Tensor, out_t: ModelOutput | None, target_B: Tensor) -> None:
+    def _count(
+        self, output: ObjectiveOutput, out_s: ModelOutput | None, out_t: ModelOutput | None, target_B: Tensor
+    ) -> None:
         """Add this batch to the epoch's sums, on the device."""
         size = len(target_B)
         self._unsound |= ~torch.isfinite(output.loss.detach())
-        top1, top5 = hits(logits_BK, target_B)
         means = {names.TRAIN_LOSS: output.loss.detach(), **output.metrics}
-        counts = {names.TRAIN_TOP1: 100 * top1, names.TRAIN_TOP5: 100 * top5}
-        if out_t is not None and self.needs_teacher:
-            counts[names.TRAIN_AGREEMENT] = 100 * hits(logits_BK, out_t.logits.argmax(1))[0]
+        counts = {} if out_s is None else self._hits(out_s.logits.detach(), out_t, target_B)
         for name, value in {**{name: mean * size for name, mean in means.items()}, **counts}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._seen += size
 
-    def _look_for_divergence(self, out_s: ModelOutput, out_t: ModelOutput | None) -> None:
+    def _hits(self, logits_BK: Tensor, out_t: ModelOutput | None, target_B: Tensor) -> dict[str, Tensor]:
+        """How many images the student in training gets right, and how many as the teacher has them, times 100."""
+        top1, top5 = hits(logits_BK, target_B)
+        counts = {names.TRAIN_TOP1: 100 * top1, names.TRAIN_TOP5: 100 * top5}
+        if out_t is not None and self.needs_teacher:
+            counts[names.TRAIN_AGREEMENT] = 100 * hits(logits_BK, out_t.logits.argmax(1))[0]
+        return counts
+
+    def _look_for_divergence(self, out_s: ModelOutput | None, out_t: ModelOutput | None) -> None:
         if bool(self._unsound):
             position = self.position
             loss = self._sums[names.TRAIN_LOSS].item()
@@ -279,7 +284,7 @@ def _probe(model: nn.Module, image_2CHW: Tensor) -> ModelOutput:
     return output
 
 
-def _unsound_layers(out_s: ModelOutput, out_t: ModelOutput | None) -> str:
+def _unsound_layers(out_s: ModelOutput | None, out_t: ModelOutput | None) -> str:
     """Which outputs of either network are not finite, for the reason of a divergence."""
     lines = []
     for who, out in (("student", out_s), ("teacher", out_t)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +63,24 @@ class Teacher:
             yield batch, self(batch.image)
 
     @property
-    def classifier(self) -> Tensor | None:
-        """Weights (K, D) of the last linear layer; None for a network that ends otherwise."""
-        linear = (module.weight for module in self.model.modules() if isinstance(module, nn.Linear))
-        weights = [weight.detach() for weight in linear if len(weight) == self._classes]
-        return weights[-1] if weights else None
+    def facts(self) -> dict[str, Any]:
+        """What terms may know of it beside its outputs."""
+        return facts(self.model, self._classes)
 
     def answers(self, batches: Batches) -> Tensor:
         """The classes (N,) that the teacher predicts for images in order; computed once for each set."""
         if id(batches) not in self._answers:
             self._answers[id(batches)] = predictions(self, batches)
         return self._answers[id(batches)]
+
+
+def facts(model: nn.Module, classes: int) -> dict[str, Any]:
+    """What terms may know of a network beside its outputs, by the names of `otkd.losses.base.Probe`."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    last = next((module for module in reversed(linear) if len(module.weight) == classes), None)
+    norms: tuple[nn.BatchNorm2d, ...] = getattr(model, "norms", ())
+    return {
+        "classifier_t": None if last is None else last.weight.detach(),
+        "bias_t": None if last is None or last.bias is None else last.bias.detach(),
+        "norms_t": tuple((norm.weight.detach(), norm.bias.detach()) for norm in norms),
+    }

@@ -146,9 +146,9 @@ def test_memory_format_of_the_source_does_not_matter() -> None:
 def test_epoch_visits_every_image_once() -> None:
     visited = list(batches().epoch(0))
     index = torch.cat([batch.indices for batch in visited])
-    assert sorted(index.tolist()) == list(range(100, 153))
+    assert sorted(index.tolist()) == list(range(53))
     assert index.tolist() != sorted(index.tolist())
-    assert torch.equal(torch.cat([batch.target for batch in visited]), (index - 100) % 5)
+    assert torch.equal(torch.cat([batch.target for batch in visited]), index % 5)
     assert [len(batch.target) for batch in visited] == [16, 16, 16, 5]
 
 
@@ -170,7 +170,7 @@ def test_augmentation_is_the_slow_one(augment: Augment | None) -> None:
     place = 0
     for batch in batches(data, augment).epoch(2):
         for image, index in zip(batch.image, batch.indices.tolist(), strict=True):
-            padded = F.pad(data.images[index - 100], (used.pad,) * 4)
+            padded = F.pad(data.images[index], (used.pad,) * 4)
             dy, dx = draws.offset[place].tolist()
             crop = padded[:, dy : dy + 7, dx : dx + 7]
             expected = crop.flip(-1) if draws.flip[place] else crop
@@ -200,7 +200,7 @@ def test_ordered_is_plain() -> None:
     image = torch.cat([batch.image for batch in made])
     torch.testing.assert_close(image, normalise(data.images), rtol=1e-5, atol=1e-5)
     assert torch.equal(torch.cat([batch.target for batch in made]), data.labels)
-    assert torch.equal(torch.cat([batch.indices for batch in made]), data.indices)
+    assert torch.equal(torch.cat([batch.indices for batch in made]), torch.arange(53))
 
 
 def test_images_are_float32_channels_last_and_own_their_memory() -> None:

@@ -18,7 +18,9 @@ from otkd.losses.base import LossOutput, Probe, TermLoss
 CLASSES = 7
 TAPS = ("stem", "stage1", "stage2", "stage3")
 STUDENT = ((3, 11, 9), (4, 11, 9), (5, 7, 6), (6, 3, 4))
-TEACHER = ((4, 11, 9), (6, 11, 9), (9, 5, 6), (11, 3, 2))
+TEACHER = ((4, 11, 9), (6, 11, 9), (9, 5, 6), (17, 3, 2))
+KIN = ((3, 10, 9), (4, 10, 9), (5, 5, 6), (6, 3, 2))
+"""A teacher with the student's channels, for terms that compare channel by channel."""
 
 
 def output(
@@ -51,20 +53,43 @@ class Scene:
 
     convert = staticmethod(convert)
 
-    def __init__(self) -> None:
-        self.out_s, self.out_t = output(STUDENT, 13), output(TEACHER, 17, seed=1)
+    def __init__(self, shapes_t: tuple[tuple[int, int, int], ...] = TEACHER) -> None:
+        self.out_s, self.out_t = output(STUDENT, 13), output(shapes_t, shapes_t[-1][0], seed=1)
         generator = torch.Generator().manual_seed(2)
         self.batch = Batch(
             torch.randn(5, 3, 11, 9, generator=generator),
             torch.randint(CLASSES, (5,), generator=generator),
             torch.arange(5),
         )
+        self.known: dict[str, Any] = {}
+        """What the probe has beside the outputs: nothing, unless `knowing` was called."""
+
+    def knowing(self) -> Scene:
+        """The same with the teacher's classifier and batch norms, and the training images' labels, in the probe."""
+        generator = torch.Generator().manual_seed(4)
+        width = self.out_t.embedding.shape[1]
+        self.known = {
+            "classifier_t": torch.randn(CLASSES, width, generator=generator),
+            "bias_t": torch.randn(CLASSES, generator=generator),
+            "norms_t": tuple(
+                (torch.rand(f.shape[1], generator=generator) + 0.5, torch.randn(f.shape[1], generator=generator))
+                for f in self.out_t.stages
+            ),
+            "labels_N": torch.cat([self.batch.target, torch.arange(40) % CLASSES]),
+            "batch_size": 5,
+        }
+        return self
+
+    def probe(self) -> Probe:
+        """Both outputs for two images."""
+        out_s, out_t = (convert(out, lambda t: t[:2]) for out in (self.out_s, self.out_t))
+        return Probe(out_s, out_t, CLASSES, **self.known)
 
     def loss(self, name: str, options: Mapping[str, Any] | None = None) -> TermLoss:
         """The term, built as the objective builds it: from plain JSON, on outputs for two images."""
         dumped = plugins.configure("losses", name, options or {}).model_dump(mode="json")
         module = plugins.load("losses", name)
-        probe = Probe(convert(self.out_s, lambda t: t[:2]), convert(self.out_t, lambda t: t[:2]), CLASSES)
+        probe = self.probe()
         with seeded(3):
             loss: TermLoss = module.Loss(module.Config.model_validate(dumped), probe)
         return loss
@@ -87,7 +112,22 @@ def scene() -> Scene:
 
 
 @pytest.fixture
+def kin_scene() -> Scene:
+    """A teacher with the student's channels."""
+    return Scene(KIN)
+
+
+def card(shapes: tuple[tuple[int, int, int], ...], width: int) -> ModelCard:
+    return ModelCard(1, TAPS, tuple(shape[0] for shape in shapes), width, strides=(1, 1, 2, 4))
+
+
+@pytest.fixture
 def cards() -> tuple[ModelCard, ModelCard]:
     """The cards of the scene's student and teacher."""
-    student, teacher = (tuple(shape[0] for shape in shapes) for shapes in (STUDENT, TEACHER))
-    return ModelCard(1, TAPS, student, 13), ModelCard(1, TAPS, teacher, 17)
+    return card(STUDENT, 13), card(TEACHER, 17)
+
+
+@pytest.fixture
+def kin() -> tuple[ModelCard, ModelCard]:
+    """The cards of the student and of a teacher with the same channels."""
+    return card(STUDENT, 13), card(KIN, 6)

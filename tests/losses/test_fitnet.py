@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,3 +88,12 @@ def test_a_layer_that_is_no_map_is_a_problem(cards: Any, layer: int | str, messa
     problems = list(Config(layer=layer).check(*cards))
     assert problems
     assert all(problem.path == "layer" and message in problem.message for problem in problems)
+
+
+@pytest.mark.parametrize("layer", [3, "stage3"])
+def test_a_map_that_no_regressor_can_enlarge_is_refused_at_planning(cards: Any, layer: int | str) -> None:
+    student, teacher = cards
+    assert not list(Config(layer=layer).check(replace(student, strides=(1, 1, 2, 8)), teacher))
+    (problem,) = Config(layer=layer).check(replace(student, strides=(1, 1, 2, 16)), teacher)
+    assert problem.path == "layer"
+    assert "16 times smaller than the image, the teacher's 4 times" in problem.message

@@ -89,10 +89,15 @@ def test_maps_are_pooled_projected_and_flattened(scene: Any) -> None:
 
 @pytest.mark.parametrize(
     ("layer", "projection", "shape"),
-    [("embedding", "linear", (17, 13)), (1, "conv", (6, 4, 1, 1)), (3, "linear", (66, 36)), (3, "auto", (11, 6, 1, 1))],
+    [
+        ("embedding", "linear", (17, 13)),
+        (1, "conv", (6, 4, 1, 1)),
+        (3, "linear", (102, 36)),
+        (3, "auto", (17, 6, 1, 1)),
+    ],
 )
 def test_projection_shapes(scene: Any, layer: int | str, projection: str, shape: tuple[int, ...]) -> None:
-    """Stage 3 is pooled to 3 × 2 first: 6 · 3 · 2 = 36 and 11 · 3 · 2 = 66 numbers an image."""
+    """Stage 3 is pooled to 3 × 2 first: 6 · 3 · 2 = 36 and 17 · 3 · 2 = 102 numbers an image."""
     weights = [
         p for p in scene.loss("transport", {"layer": layer, "projection": projection}).parameters() if p.dim() > 1
     ]
@@ -240,7 +245,7 @@ def test_the_kept_plan_is_ordered_by_class(scene: Any) -> None:
     np.testing.assert_allclose(snapshot.matrix_NM[rows, columns], 0.2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("points", "shape"), [("spatial", (12, 6)), ("channel", (6, 11)), ("batch-spatial", (5, 5))])
+@pytest.mark.parametrize(("points", "shape"), [("spatial", (12, 6)), ("channel", (6, 17)), ("batch-spatial", (5, 5))])
 def test_plans_of_many_problems_are_kept_as_one_matrix(scene: Any, points: str, shape: tuple[int, int]) -> None:
     loss = scene.loss("transport", {"points": points, "layer": 3})
     (snapshot,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
@@ -258,12 +263,12 @@ def test_the_way_out_of_a_warm_start_names_every_solver_that_takes_one(cards: An
 
 @pytest.mark.parametrize("points", ["channel", "spatial"])
 def test_a_large_plan_is_kept_as_sums_of_neighbours(scene: Any, points: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 cells against 6, 6 channels against 11: at most 5 are kept, of 3 against 2, of 2 against 3 each."""
+    """12 cells against 6, 6 channels against 17: at most 5 are kept, of 3 against 2, of 2 against 4 each."""
     loss = scene.loss("transport", {"points": points, "layer": 3, "solver": "exact"})
     (whole,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
     monkeypatch.setattr(transport, "PICTURE", 5)
     (kept,) = loss.snapshot(scene.out_s, scene.out_t, scene.batch).values()
-    rows, columns = (3, 2) if points == "spatial" else (2, 3)
+    rows, columns = (3, 2) if points == "spatial" else (2, 4)
     height, width = -(-len(whole.matrix_NM) // rows), -(-whole.matrix_NM.shape[1] // columns)
     assert kept.matrix_NM.shape == (height, width)
     for i in range(height):

@@ -180,7 +180,7 @@ def test_a_map_gives_a_sample_per_position(scene: Any) -> None:
     loss = term(scene, {"layer": "stage3"})
     prepared(loss, [(scene.batch._replace(target=torch.tensor([0, 1, 0, 1, 2])), doubled(scene)[1])])
     map_BCHW = doubled(scene)[1].layer("stage3")
-    samples = [map_BCHW[rows].flatten(2).mT.reshape(-1, 11) for rows in ([0, 2], [1, 3])]
+    samples = [map_BCHW[rows].flatten(2).mT.reshape(-1, 17) for rows in ([0, 2], [1, 3])]
     expected = 1 - torch.exp(-cka_cost(torch.stack(samples)))[0, 1]
     torch.testing.assert_close(loss.cost_KK[0, 1], expected)
 

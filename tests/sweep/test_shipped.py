@@ -13,7 +13,7 @@ from otkd.sweep.spec import load
 from otkd.train import Environment, fit
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))
+FILES = sorted(path for path in (ROOT / "sweeps").rglob("*.yaml") if path.name != "methods.yaml")
 TRIALS = {
     ("demo", "paper"): 1 + 6 * 3,
     ("cifar100", "paper"): 2 + 7 * 5 * 2,
@@ -24,6 +24,8 @@ TRIALS = {
     ("ot_solvers", "quick"): 1 + 15 * 3,
     ("ot_losses", "paper"): 1 + 14 * 3,
     ("ot_losses", "quick"): 1 + 14 * 3,
+    ("zoo", "paper"): 1 + 32 * 3,
+    ("zoo", "quick"): 1 + 32 * 2,
     ("transport_points", "paper"): 1 + (2 + 4 * 3 + 2) * 3,
     ("transport_points", "quick"): 1 + (2 + 4 * 3 + 2),
     ("transport_entropy", "paper"): 1 + (2 + 3 * 3 * 3) * 3,

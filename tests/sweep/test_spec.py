@@ -2,7 +2,8 @@ import pytest
 
 from otkd.core.errors import ConfigError, OtkdError
 from otkd.sweep.plan import make
-from otkd.sweep.spec import load, merge
+from otkd.sweep.spec import load
+from otkd.sweep.trees import merge
 
 
 def problems(path, *args, **options):

@@ -310,14 +310,15 @@ def test_where_looks_are_rare_a_divergence_is_placed_between_two(environment, tr
 
 def test_the_teachers_classifier_is_its_last_layer(environment, trial):
     trainer = CohortTrainer([trial("kd")], Mailbox(), environment())
-    weight = trainer.teacher.classifier
-    assert weight.shape == (10, 64)
+    facts = trainer.teacher.facts
+    weight, bias = facts["classifier_t"], facts["bias_t"]
+    assert (weight.shape, bias.shape) == ((10, 64), (10,))
     assert not weight.requires_grad
     assert weight.data_ptr() == trainer.teacher.model.fc.weight.data_ptr()
     trainer.teacher.model.add_module("another", torch.nn.Linear(64, 11))
-    assert trainer.teacher.classifier.data_ptr() == weight.data_ptr()
+    assert trainer.teacher.facts["classifier_t"].data_ptr() == weight.data_ptr()
     trainer.teacher.model.fc = torch.nn.Identity()
-    assert trainer.teacher.classifier is None
+    assert trainer.teacher.facts["classifier_t"] is None
 
 
 def test_a_picture_that_cannot_be_made_costs_no_trial(environment, trial, monkeypatch, caplog):
