@@ -156,9 +156,9 @@ def export(
     from otkd.train.checkpoint import load_weights
     from otkd.train.export import export, find
 
-    trial, folder = find(Layout(runs), key)
-    weights = load_weights(folder.best if best else folder.last)
-    _show_exports(export(trial, weights, to, tuple(forms or ())), _console())
+    trial, file = find(Layout(runs), key, best)
+    made = export(trial, load_weights(file), to, tuple(forms or ()), "-best" if best else "")
+    _show_exports(made, _console())
 
 
 @app.command(name="list")

@@ -38,7 +38,7 @@ class ModelCard:
     sides: tuple[int, int | None] = (1, None)
     """The smallest and the largest side that it takes; None for no largest."""
     weights: tuple[str, ...] = ()
-    """Names of the weights that come with it."""
+    """Names of the weights that come with it, all for the 1000 classes of ImageNet."""
 
     def layers(self) -> tuple[str, ...]:
         """Every name that a `layer:` setting may take for this network."""

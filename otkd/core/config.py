@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from otkd.core.cards import ModelCard
 from otkd.core.errors import Problem
@@ -82,15 +82,29 @@ class CosineDecay(StrictModel):
         share = (epoch - self.start) / max(end - self.start, 1)
         return (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
 
+    @model_validator(mode="after")
+    def _end_after_start(self) -> CosineDecay:
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end comes after start. Got {self.start} to {self.end}.")
+        return self
+
+
+WeightSchedule = Annotated[Warmup | CosineDecay, Field(discriminator="name")] | None
+
 
 class TermConfig(StrictModel):
     """What every term of an objective has."""
 
     weight: NonNegativeFloat = 1.0
     """Factor of this term in the weighted sum of the main stage; in a stage of its own a term stands alone."""
-    schedule: Annotated[Warmup | CosineDecay, Field(discriminator="name")] | None = None
+    schedule: WeightSchedule = None
     """How the weight changes from epoch to epoch of the main stage: `{name: warmup, epochs}` or `{name: cosine, start,
     end}`; by default it is constant."""
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the term takes part in the main stage."""
+        return True
 
     def weight_in(self, epoch: int, epochs: int) -> float:
         """The weight in an epoch of the main stage, counted from 1, of so many."""

@@ -14,7 +14,8 @@ def same_stages(student: ModelCard, teacher: ModelCard | None) -> Iterator[Probl
         yield Problem(
             "",
             f"pairs the networks' stages; the student has {', '.join(student.taps[1:])}, "
-            f"the teacher {', '.join(teacher.taps[1:])}.",
+            f"the teacher {', '.join(teacher.taps[1:])}. `skip: true` under the method's `pairs:` leaves it out for a "
+            "pair.",
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import linecache
+import re
 import sys
 from collections import ChainMap
 from collections.abc import Mapping
@@ -56,7 +57,8 @@ def sources(group: str) -> dict[str, Path]:
     """Plug-in name → file of every plug-in of `group`, in alphabetical order. Imports none of them."""
     package, marker, _ = GROUPS[group]
     root = Path(__file__).parents[1].joinpath(*package.split(".")[1:])
-    found = {path.stem: path for path in root.glob("*.py") if _marker_index(_parse(path), marker) is not None}
+    marked = re.compile(rf"^(class {marker}\b|{marker}\s*[:=])", re.MULTILINE)
+    found = {path.stem: path for path in root.glob("*.py") if marked.search(path.read_text(encoding="utf-8"))}
     for entry in entry_points(group=f"otkd.{group}"):
         spec = find_spec(entry.value)
         if spec is None or spec.origin is None:

@@ -48,6 +48,11 @@ class Config(TermConfig):
     stages: BoundaryStage = BoundaryStage()
     """The stage in which the student is trained to this term alone; it takes no part in the main stage."""
 
+    @property
+    def in_training(self) -> bool:
+        """Never: its stage is the whole of it."""
+        return False
+
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """A problem where stages cannot be paired or are not shown before their last ReLU."""
         yield from super().check(student, teacher)
@@ -73,10 +78,6 @@ class Loss(TermLoss):
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("ab", self.config.stages.epochs, self.config.stages.lr),)
 
-    @property
-    def in_training(self) -> bool:
-        return False
-
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         value = widen(out_s.logits).new_zeros(())
         for connector, map_s, map_t in zip(self.connectors, out_s.preacts, out_t.preacts, strict=True):
@@ -88,7 +89,9 @@ class Loss(TermLoss):
         margin = self.config.margin
         pooled_s, t = same_size(widen(map_s_BCHW), widen(map_t_BDHW))
         s = widen(connector(pooled_s))
-        gap = torch.where(t > 0, (margin - s).clamp_min(0), (margin + s).clamp_min(0))
+        gap = (
+            torch.where(t > 0, (margin - s).clamp_min(0), (margin + s).clamp_min(0)) + 0 * t
+        )  # not finite where t is not
         return gap.square().sum() / len(gap)
 
 

@@ -72,11 +72,15 @@ class TermLoss(nn.Module):
     ordered: bool = False
     """Whether the order of the images in a batch matters, as it does in some published definitions."""
 
+    in_training: bool
+    """Whether the term takes part in the main stage, as its configuration says."""
+
     needs_preparation: bool = False
     """Whether `observe` and `prepare` have to be called before training."""
 
     def __init__(self, config: TermConfig, probe: Probe) -> None:
         super().__init__()
+        self.in_training = config.in_training
 
     def observe(self, batch: Batch, out_t: ModelOutput) -> None:
         """Look, before training begins, at the teacher's output for one batch of training images.
@@ -98,11 +102,6 @@ class TermLoss(nn.Module):
     def stages(self) -> tuple[Stage, ...]:
         """Stages before the main one."""
         return ()
-
-    @property
-    def in_training(self) -> bool:
-        """Whether the term takes part in the main stage."""
-        return True
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """The network that is evaluated, measured and kept, of the student in training: a term may put parts on it.

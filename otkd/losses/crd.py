@@ -9,8 +9,9 @@ loss the batch's rows become the normalised mean, by `momentum`, of what they we
 
 As in the authors' release (RepDistiller, `--mode exact`) but for the negatives. There each image has a list of its own,
 drawn without replacement by the data loader; here they are drawn with replacement, so K may exceed the number of images
-of other classes, and out of a pool: all images up to N = 4K, beyond that 4K images spread evenly over the classes, anew
-in each step. torchdistill draws among all images, the image itself included, unless it is given a list.
+of other classes, and out of a pool: all images up to N = 4K, beyond that 4K drawn anew in each step, one out of each of
+4K equal stretches of all images in the order of their classes (an image at the end of a stretch may come twice).
+torchdistill draws among all images, the image itself included, unless it is given a list.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 With P = softmax(z / T) (B, K) and Pearson's correlation ρ, the loss is
 T² · [β · (1 − mean_b ρ(P_s[b, :], P_t[b, :])) + γ · (1 − mean_k ρ(P_s[:, k], P_t[:, k]))]:
 over the classes of each image, and over the images of the batch for each class. torchdistill agrees, with β = γ = T = 1
-and a weight of 2. What does not vary (a batch of one image, a class that no image has) correlates with nothing: ρ = 0.
+and a weight of 2; each norm of a correlation is 1e-8 at least, where the authors add 1e-8 to the product of both, which
+damps classes that are hardly ever predicted. What does not vary (a batch of one image, a class that no image has)
+correlates with nothing: ρ = 0.
 """
 
 from __future__ import annotations

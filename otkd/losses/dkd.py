@@ -11,14 +11,12 @@ ImageNet 0.5 or 2 with T = 1. `standardize` is that of `kd`.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from otkd.core.config import CosineDecay, TermConfig, Warmup
+from otkd.core.config import TermConfig, Warmup, WeightSchedule
 from otkd.core.output import Batch, ModelOutput
 from otkd.losses.base import LossOutput, Probe, TermLoss
 from otkd.losses.kd import standardized
@@ -29,7 +27,7 @@ from otkd.ot.precision import widen
 class Config(TermConfig):
     """Softened predictions, the true class and the others apart."""
 
-    schedule: Annotated[Warmup | CosineDecay, Field(discriminator="name")] | None = Warmup(name="warmup", epochs=20)
+    schedule: WeightSchedule = Warmup(name="warmup", epochs=20)
     """How the weight changes from epoch to epoch of the main stage: `{name: warmup, epochs}` or `{name: cosine, start,
     end}`; null keeps it constant."""
     alpha: NonNegativeFloat = 1.0

@@ -50,6 +50,11 @@ class Config(TermConfig):
     stages: HintStage | None = None
     """Train the hint before the main stage, where it then takes no part; none trains it along with the other terms."""
 
+    @property
+    def in_training(self) -> bool:
+        """Unless it has a stage of its own."""
+        return self.stages is None
+
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """A problem where the layer is missing, a vector, or so much smaller in the student that no regressor helps."""
         yield from super().check(student, teacher)
@@ -82,10 +87,6 @@ class Loss(TermLoss):
     def stages(self) -> tuple[Stage, ...]:
         hint = self.config.stages
         return (Stage("hint", hint.epochs, hint.lr),) if hint else ()
-
-    @property
-    def in_training(self) -> bool:
-        return self.config.stages is None
 
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         map_s_BCHW = self.regressor(out_s.layer(self.config.layer))

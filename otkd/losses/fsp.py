@@ -41,9 +41,14 @@ class Config(TermConfig):
     """Flow between consecutive maps, before the main stage."""
 
     weight: NonNegativeFloat = 1.0
-    """Factor of this term in its own stage, of which it is the whole; the published 50 is never applied."""
+    """Without effect: in its own stage the term stands alone. The published 50 is never applied either."""
     stages: FlowStage = FlowStage()
     """The stage in which the student is trained to this term alone; it takes no part in the main stage."""
+
+    @property
+    def in_training(self) -> bool:
+        """Never: its stage is the whole of it."""
+        return False
 
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """A problem where the networks have unequal numbers of maps or of channels."""
@@ -68,10 +73,6 @@ class Loss(TermLoss):
     @property
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("fsp", self.config.stages.epochs, self.config.stages.lr),)
-
-    @property
-    def in_training(self) -> bool:
-        return False
 
     def forward(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> LossOutput:
         with full_precision(out_s.logits):

@@ -16,15 +16,13 @@ there. Both want sizes and channels typed by hand; mdistiller reads a bound on t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from otkd.core.cards import ModelCard
-from otkd.core.config import CosineDecay, TermConfig, Warmup
+from otkd.core.config import TermConfig, Warmup, WeightSchedule
 from otkd.core.errors import OtkdError, Problem
 from otkd.core.output import Batch, ModelOutput
 from otkd.core.pairing import has_preacts, same_stages
@@ -39,7 +37,7 @@ WIDEST = 512
 class Config(TermConfig):
     """The student's levels, each fused with those above it, against the teacher's."""
 
-    schedule: Annotated[Warmup | CosineDecay, Field(discriminator="name")] | None = Warmup(name="warmup", epochs=20)
+    schedule: WeightSchedule = Warmup(name="warmup", epochs=20)
     """How the weight changes from epoch to epoch of the main stage: `{name: warmup, epochs}` or `{name: cosine, start,
     end}`; null keeps it constant."""
     preacts: bool = False

@@ -3,7 +3,8 @@
 A projector P of 1 × 1, 3 × 3 and 1 × 1 convolutions, each with batch norm and ReLU and `factor` times narrower within
 than the teacher's last map t, brings the student's last map to it: mean squared error of P(f) and t, after t's ReLU.
 The larger map is average-pooled to the smaller before the projector. There is no cross-entropy in the published
-objective: the term stands alone.
+objective: the term stands alone. A term on logits beside it would train the student's own classifier, which is not
+deployed.
 
 What is deployed is the student, the projector and the teacher's classifier on the projected map's mean; projector and
 classifier count as its parameters. The student's own classifier stays in it, without effect.

@@ -408,29 +408,34 @@ def card_of(network: nn.Module, side: int, pools_last: bool) -> ModelCard:
     """The card of a network of 100 classes on the meta device, which computes shapes and operations but no numbers."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         out: ModelOutput = network.eval()(torch.zeros(1, 3, side, side, device="meta"))
+    strides, fixed = _strides(network, side, out)
     return ModelCard(
         params=sum(parameter.numel() for parameter in network.parameters()),
         taps=out.taps,
         channels=tuple(tap.shape[1] for tap in out.features),
         embedding=out.embedding.shape[1],
-        strides=_strides(network, side, out),
+        strides=strides,
         preacts=False,
         norms=False,
         pools_last=pools_last,
         madds=counter.get_total_flops() // 2,
         side=side,
+        sides=(side, side) if fixed else (1, None),
     )
 
 
-def _strides(network: nn.Module, side: int, out: ModelOutput) -> tuple[int, ...]:
-    """By how much the image grows for each place that a tap gains; of networks for one size, side over side."""
+def _strides(network: nn.Module, side: int, out: ModelOutput) -> tuple[tuple[int, ...], bool]:
+    """By how much the image grows for each place that a tap gains; of networks for one size, side over side.
+
+    Whether it is for one size comes with it.
+    """
     sides = [tap.shape[-1] for tap in out.features]
     try:
         with torch.no_grad():
             larger: ModelOutput = network(torch.zeros(1, 3, side + 320, side + 320, device="meta"))
     except (OtkdError, AssertionError, RuntimeError):
-        return tuple(side // tap for tap in sides)
-    return tuple(320 // (tap.shape[-1] - before) for tap, before in zip(larger.features, sides, strict=True))
+        return tuple(side // tap for tap in sides), True
+    return tuple(320 // (tap.shape[-1] - before) for tap, before in zip(larger.features, sides, strict=True)), False
 
 
 def _steps(network: nn.Module, text: str) -> tuple[str, ...]:

@@ -188,6 +188,11 @@ def variant(label: Label) -> str:
     return f"{label.method} ({', '.join(shown)})" if shown else label.method
 
 
+def teachers(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
+    """The trials of the teacher of `pair`, which its title names."""
+    return frame[(frame["role"] == "teacher") & (frame["pair"] == pair.split(" ← ")[-1])]
+
+
 def _row(label: Label, row: TrialRow | None) -> dict[str, Any]:
     params, tags, metrics = (row.params, row.tags, row.metrics) if row else ({}, {}, {})
     fields = {field: getattr(label, field) for field in ("key", "role", "method", "pair", "student", "teacher", "seed")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from otkd.core import plugins
 from otkd.core.cards import DataCard
-from otkd.core.errors import ConfigError, Problem, did_you_mean
+from otkd.core.errors import ConfigError, OtkdError, Problem, did_you_mean
 from otkd.core.layout import Layout
 from otkd.core.records import Label, SweepInfo
 from otkd.core.trial import Data, Model, Train, Trial, digest
 from otkd.core.weights import Given
 from otkd.core.weights import digest as digest_of
-from otkd.sweep.methods import common, for_pair, pair_problems
+from otkd.sweep.methods import for_pair, options_of, pair_problems, specials
 from otkd.sweep.spec import Loaded, Network, Pair, Recipe, SweepSpec
 from otkd.sweep.trees import merge
+
+IMAGENET = 1000
+"""Classes of the weights that come with networks."""
 
 
 class Planned(NamedTuple):
@@ -74,13 +78,14 @@ def make(loaded: Loaded) -> Plan:
     problems = list(loaded.problems)
     data: Data | None = _section(loaded, "data", Data)
     methods: dict[str, dict[str, Any]] = _section(loaded, "methods", dict[str, dict[str, Any]]) or {}
-    side = _side(data)
-    pairs = _known(_section(loaded, "pairs", tuple[Pair, ...]) or (), side, problems)
+    card = None if data is None else plugins.cards("data").get(data.name)
+    pairs = _known(_section(loaded, "pairs", tuple[Pair, ...]) or (), card, problems)
     if data is not None:
         problems += _data_problems(data)
     for method, terms in methods.items():
-        problems += pair_problems(method, terms, list(plugins.cards("models")))
-    _variants({method: common(terms) for method, terms in methods.items()}, problems)
+        problems += pair_problems(method, terms, plugins.cards("models"))
+        for special in specials(terms):
+            _variants({method: special}, problems)
     variants = {pair: _variants(_for(pair, methods), problems) for pair in pairs}
     for pair, own in variants.items():
         for variant in own:
@@ -92,45 +97,61 @@ def make(loaded: Loaded) -> Plan:
 
 
 def _expand(loaded: Loaded, spec: SweepSpec, variants: dict[Pair, list[Variant]], train_t: Train) -> Plan:
-    titles = _titles(spec.pairs)
+    networks = {
+        network: Model(name=network.name, weights=network.weights and digest_of(network.weights))
+        for pair in spec.pairs
+        for network in (pair.teacher, pair.student)
+    }
+    titles = _titles(networks)
     teachers = {
-        pair.teacher: _teacher(pair.teacher, titles[pair.teacher], spec.data, train_t, spec.teacher.seed)
+        pair.teacher: _teacher(networks[pair.teacher], titles[pair.teacher], spec.data, train_t, spec.teacher.seed)
         for pair in spec.pairs
     }
     students = tuple(
-        _student(variant, pair, f"{titles[pair.student]} ← {titles[pair.teacher]}", teachers, spec, seed)
+        _student(variant, pair, networks[pair.student], titles, teachers[pair.teacher].trial, spec, seed)
         for pair, own in variants.items()
         for variant in own
         for seed in spec.seeds
     )
     planned = (*teachers.values(), *students)
-    weights = tuple(_given(spec.pairs))
-    info = _info(loaded, spec, planned, weights)
-    return Plan(info, spec, tuple(teachers.values()), students, weights, _warnings(spec))
+    weights = tuple(_given(spec.pairs, networks))
+    info = _info(loaded, spec, planned, (*_stages(variants), *_origins(weights, spec.data)))
+    warnings = dict.fromkeys([*_small_teachers(spec), *_late_schedules(variants, spec.train.epochs)])
+    return Plan(info, spec, tuple(teachers.values()), students, weights, tuple(warnings))
 
 
-def _titles(pairs: tuple[Pair, ...]) -> dict[Network, str]:
+def _titles(networks: Mapping[Network, Model]) -> dict[Network, str]:
     """What tables call each network: its name, and its weights where they alone tell it from another."""
-    networks = dict.fromkeys(network for pair in pairs for network in (pair.teacher, pair.student))
-    alike = [network.name for network in networks]
-    return {
-        network: f"{network.name} ({Path(network.weights).stem})"
-        if network.weights and alike.count(network.name) > 1
-        else network.name
+    named = {network: network.name for network in networks}
+    filed = {
+        network: f"{network.name} ({Path(network.weights).stem})" if network.weights else network.name
         for network in networks
     }
+    hashed = {
+        network: f"{network.name} ({Path(network.weights).stem}, {model.weights.split(':')[1][:6]})"
+        if network.weights and model.weights
+        else network.name
+        for network, model in networks.items()
+    }
+    titles = {}
+    for network in networks:
+        candidates = (names for names in (named, filed) if list(names.values()).count(names[network]) == 1)
+        titles[network] = next(candidates, hashed)[network]
+    return titles
 
 
-def _given(pairs: tuple[Pair, ...]) -> Iterator[Given]:
+def _given(pairs: tuple[Pair, ...], models: Mapping[Network, Model]) -> Iterator[Given]:
     """The weights that the pairs name."""
     for begins, networks in ((False, [p.teacher for p in pairs]), (True, [p.student for p in pairs])):
         for network in dict.fromkeys(networks):
-            if network.weights is not None:
-                yield Given(network.name, network.weights, digest_of(network.weights), begins)
+            digest = models[network].weights
+            if network.weights is not None and digest is not None:
+                yield Given(network.name, network.weights, digest, begins)
 
 
 def _for(pair: Pair, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {method: for_pair(terms, pair.teacher.name, pair.student.name) for method, terms in methods.items()}
+    made = ((method, for_pair(terms, pair.teacher.name, pair.student.name)) for method, terms in methods.items())
+    return {method: terms for method, terms in made if terms is not None}
 
 
 def _section(loaded: Loaded, name: str, kind: Any) -> Any:
@@ -167,18 +188,12 @@ def _teacher_recipe(spec: SweepSpec, problems: list[Problem]) -> Train | None:
         return None
 
 
-def _side(data: Data | None) -> int | None:
-    """Height and width of the images, where the data set is known."""
-    card = None if data is None else plugins.cards("data").get(data.name)
-    return None if card is None else int(card.side)
-
-
-def _known(pairs: tuple[Pair, ...], side: int | None, problems: list[Problem]) -> list[Pair]:
-    """The pairs whose networks are known, and take images of this side."""
+def _known(pairs: tuple[Pair, ...], data: DataCard | None, problems: list[Problem]) -> list[Pair]:
+    """The pairs whose networks are known, and made for the images of a data set."""
     found = []
     for index, pair in enumerate(pairs):
         wrong = [
-            problem for who in ("teacher", "student") for problem in _network_problems(getattr(pair, who), who, side)
+            problem for who in ("teacher", "student") for problem in _network_problems(getattr(pair, who), who, data)
         ]
         problems += [Problem(f"pairs.{index}.{problem.path}", problem.message) for problem in wrong]
         if not wrong:
@@ -186,21 +201,39 @@ def _known(pairs: tuple[Pair, ...], side: int | None, problems: list[Problem]) -
     return found
 
 
-def _network_problems(network: Network, who: str, side: int | None) -> Iterator[Problem]:
+def _network_problems(network: Network, who: str, data: DataCard | None) -> Iterator[Problem]:
     cards = plugins.cards("models")
-    if network.name not in cards:
+    try:
+        known = network.name in cards
+    except OtkdError as error:  # a family that could be there and is not
+        yield Problem(who, str(error))
+        return
+    if not known:
         yield Problem(who, plugins.unknown("model", network.name, list(cards)))
         return
     least, most = cards[network.name].sides
-    if side is not None and not least <= side <= (most or side):
+    if data is not None and not least <= data.side <= (most or data.side):
         takes = f"{least} pixels and no other" if least == most else f"{least} pixels and more"
-        yield Problem(who, f"{network.name} takes images of {takes}; this data set has {side}.")
-    if network.weights is not None and not Path(network.weights).expanduser().is_file():
-        offered = cards[network.name].weights
+        yield Problem(who, f"{network.name} takes images of {takes}; this data set has {data.side}.")
+    yield from _weights_problems(network, who, None if data is None else data.classes)
+
+
+def _weights_problems(network: Network, who: str, classes: int | None) -> Iterator[Problem]:
+    if network.weights is None:
+        return
+    path = Path(network.weights).expanduser()
+    if path.is_file():
+        if not os.access(path, os.R_OK):
+            yield Problem(f"{who}.weights", f"{path} may not be read.")
+    else:
+        offered = plugins.cards("models")[network.name].weights
         if network.weights not in offered:
             there = f"it comes with {', '.join(offered)}" if offered else "it comes with none"
             text = f"there is no file {network.weights} here, and {network.name} has no weights of that name; {there}."
             yield Problem(f"{who}.weights", text + did_you_mean(network.weights, offered))
+        elif who == "teacher" and classes not in (None, IMAGENET):
+            text = f"{network.weights} tells the {IMAGENET} classes of ImageNet apart; this data set has {classes}."
+            yield Problem(f"{who}.weights", text)
 
 
 def _variants(methods: dict[str, dict[str, Any]], problems: list[Problem]) -> list[Variant]:
@@ -213,7 +246,7 @@ def _variants(methods: dict[str, dict[str, Any]], problems: list[Problem]) -> li
         for axes in _grid(terms):
             objective = {}
             for term, value in terms.items():
-                options = _at(_options(value), term, axes)
+                options = _at(options_of(value), term, axes)
                 try:
                     config = plugins.configure("losses", str(term), options, f"methods.{method}.{term}")
                     objective[term] = config.model_dump(mode="json")
@@ -223,14 +256,9 @@ def _variants(methods: dict[str, dict[str, Any]], problems: list[Problem]) -> li
     return variants
 
 
-def _options(value: Any) -> Any:
-    """`kd: 0.9` is short for `kd: {weight: 0.9}`."""
-    return value if isinstance(value, Mapping) and set(value) != {"grid"} else {"weight": value}
-
-
 def _grid(terms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of the axes under a method: dotted path → value."""
-    axes = {path: values for term, value in terms.items() for path, values in _axes(_options(value), term)}
+    axes = {path: values for term, value in terms.items() for path, values in _axes(options_of(value), term)}
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
@@ -269,21 +297,24 @@ def _at(value: Any, path: str, axes: Mapping[str, Any]) -> Any:
 def _impossible(variant: Variant, pair: Pair) -> Iterator[Problem]:
     """What a term asks for and a pair cannot give."""
     cards = plugins.cards("models")
-    for term, options in variant.objective.items():
-        config = plugins.head("losses", term).Config.model_validate(options)
+    configs = {
+        term: plugins.head("losses", term).Config.model_validate(options) for term, options in variant.objective.items()
+    }
+    if configs and not any(config.in_training for config in configs.values()):
+        yield Problem(f"methods.{variant.method}", "no term takes part in the main stage; add one, e.g. {ce: 1}.")
+    for term, config in configs.items():
         for problem in config.check(cards[pair.student.name], cards[pair.teacher.name]):
             where = f"methods.{variant.method}.{term}.{problem.path}".rstrip(".")
             yield Problem(where, f"({pair.student.name} ← {pair.teacher.name}) {problem.message}")
 
 
-def _teacher(network: Network, title: str, data: Data, train: Train, seed: int) -> Planned:
+def _teacher(network: Model, title: str, data: Data, train: Train, seed: int) -> Planned:
     """The teacher's trial: a training with cross-entropy, or the measuring of given weights."""
     if network.weights is None:
         objective = {"ce": plugins.configure("losses", "ce", {}).model_dump(mode="json")}
-        trial = Trial(data=data, student=Model(name=network.name), objective=objective, train=train, seed=seed)
+        trial = Trial(data=data, student=network, objective=objective, train=train, seed=seed)
     else:
-        measured = Train(epochs=0, precision=train.precision)
-        trial = Trial(data=data, student=_model(network), objective={}, train=measured)
+        trial = Trial(data=data, student=network, objective={}, train=Train(epochs=0, precision=train.precision))
     label = Label(
         key=trial.key,
         role="teacher",
@@ -296,26 +327,23 @@ def _teacher(network: Network, title: str, data: Data, train: Train, seed: int) 
     return Planned(trial, label)
 
 
-def _model(network: Network) -> Model:
-    return Model(name=network.name, weights=network.weights and digest_of(network.weights))
-
-
 def _student(
-    variant: Variant, pair: Pair, title: str, teachers: Mapping[Network, Planned], spec: SweepSpec, seed: int
+    variant: Variant,
+    pair: Pair,
+    network: Model,
+    titles: Mapping[Network, str],
+    teacher: Trial,
+    spec: SweepSpec,
+    seed: int,
 ) -> Planned:
     trial = Trial(
-        data=spec.data,
-        student=_model(pair.student),
-        teacher=teachers[pair.teacher].trial,
-        objective=variant.objective,
-        train=spec.train,
-        seed=seed,
+        data=spec.data, student=network, teacher=teacher, objective=variant.objective, train=spec.train, seed=seed
     )
     label = Label(
         key=trial.key,
         role="student",
         method=variant.method,
-        pair=title,
+        pair=f"{titles[pair.student]} ← {titles[pair.teacher]}",
         student=pair.student.name,
         teacher=pair.teacher.name,
         seed=seed,
@@ -324,7 +352,7 @@ def _student(
     return Planned(trial, label)
 
 
-def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], weights: tuple[Given, ...]) -> SweepInfo:
+def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], notes: tuple[str, ...]) -> SweepInfo:
     labels = tuple(item.label for item in planned)
     identity = {"name": spec.name, "labels": [json.loads(label.model_dump_json()) for label in labels]}
     return SweepInfo(
@@ -333,7 +361,7 @@ def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], weights
         question=spec.question,
         profile=loaded.profile,
         yaml=yaml.safe_dump(loaded.tree, sort_keys=False, allow_unicode=True),
-        notes=(*_notes(spec, spec.data), *map(_origin, weights)),
+        notes=(*_notes(spec, spec.data), *notes),
         dataset=spec.data.name,
         labels=labels,
     )
@@ -365,17 +393,51 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     )
 
 
-def _origin(given: Given) -> str:
-    """Whose work a network's weights are."""
-    use = "begins with" if given.begins else "is not trained here: it has"
-    return f"{given.network} {use} the weights {Path(given.source).name} ({given.digest[:14]})."
+def _stages(variants: Mapping[Pair, list[Variant]]) -> Iterator[str]:
+    """Which methods train longer than the rest."""
+    extra = {
+        variant.method: epochs
+        for own in variants.values()
+        for variant in own
+        if (epochs := stage_epochs(variant.objective))
+    }
+    if extra:
+        listed = ", ".join(f"{method} {epochs}" for method, epochs in extra.items())
+        yield f"Epochs of stages before the main one, on top of the budget and left out of seconds per epoch: {listed}."
 
 
-def _warnings(spec: SweepSpec) -> tuple[str, ...]:
+def stage_epochs(objective: Mapping[str, Mapping[str, Any]]) -> int:
+    """Epochs before the main stage that an objective asks for."""
+    return sum((options.get("stages") or {}).get("epochs", 0) for options in objective.values())
+
+
+def _origins(weights: tuple[Given, ...], data: Data) -> Iterator[str]:
+    """Whose work the networks' weights are."""
+    for given in weights:
+        use = "begins with" if given.begins else "is not trained here: it has"
+        yield f"{given.network} {use} the weights {Path(given.source).name} ({given.digest[:14]})."
+    if weights and data.val:
+        yield "Weights from outside may have been trained on the images that are held out here for validation."
+
+
+def _small_teachers(spec: SweepSpec) -> Iterator[str]:
     cards = plugins.cards("models")
-    return tuple(
-        f"pairs.{index}: the teacher {pair.teacher.name} ({cards[pair.teacher.name].params:,} parameters) is smaller "
-        f"than the student {pair.student.name} ({cards[pair.student.name].params:,})."
-        for index, pair in enumerate(spec.pairs)
-        if cards[pair.teacher.name].params < cards[pair.student.name].params
-    )
+    for index, pair in enumerate(spec.pairs):
+        params_t, params_s = (cards[network.name].params for network in (pair.teacher, pair.student))
+        if params_t < params_s:
+            yield (
+                f"pairs.{index}: the teacher {pair.teacher.name} ({params_t:,} parameters) is smaller than the student "
+                f"{pair.student.name} ({params_s:,})."
+            )
+
+
+def _late_schedules(variants: Mapping[Pair, list[Variant]], epochs: int) -> Iterator[str]:
+    """Weights that a training of so few epochs never sees whole, or never sees fall."""
+    for variant in (variant for own in variants.values() for variant in own):
+        for term, options in variant.objective.items():
+            schedule = options["schedule"] or {}
+            last = schedule.get("epochs", schedule.get("start", 0))
+            if last > epochs or (schedule.get("name") == "cosine" and last == epochs):
+                what = "is not whole before" if schedule["name"] == "warmup" else "does not fall before"
+                where = f"methods.{variant.method}.{term}.schedule"
+                yield f"{where}: the weight {what} epoch {last}; students train {epochs}."

@@ -60,11 +60,11 @@ def execute(plan: Plan, runner: Runner, listener: Broadcast, progress: Progress,
 
 def outcome(plan: Plan, layout: Layout) -> Outcome:
     """How things stand with every trial of a plan."""
-    results = {planned.label.title: result_of(planned.trial, layout) for planned in plan.all}
+    results = [(planned.label.title, result_of(planned.trial, layout)) for planned in plan.all]
     return Outcome(
-        finished=sum(result is not None and result.status == "finished" for result in results.values()),
-        diverged=tuple(f"{title}: {r.reason}" for title, r in results.items() if r and r.status == "diverged"),
-        undone=tuple(title for title, result in results.items() if result is None),
+        finished=sum(result is not None and result.status == "finished" for _, result in results),
+        diverged=tuple(f"{title}: {r.reason}" for title, r in results if r and r.status == "diverged"),
+        undone=tuple(title for title, result in results if result is None),
     )
 
 

@@ -15,7 +15,7 @@ def sweep_schema() -> dict[str, Any]:
     schema = SweepSpec.model_json_schema()
     definitions = schema["$defs"]
     _enumerate(definitions["Data"]["properties"]["name"], plugins.names("data"))
-    models = {"enum": list(plugins.cards("models"))}
+    models = {"anyOf": [{"enum": list(plugins.cards("models"))}, {"type": "string", "pattern": "^timm/"}]}
     definitions["Network"]["properties"]["name"] |= models
     for who in ("teacher", "student"):
         field = definitions["Pair"]["properties"][who]

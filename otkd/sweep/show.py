@@ -16,7 +16,7 @@ from otkd.core import plugins
 from otkd.core.config import StrictModel
 from otkd.core.errors import OtkdError, did_you_mean
 from otkd.core.layout import Layout
-from otkd.sweep.plan import Plan
+from otkd.sweep.plan import Plan, stage_epochs
 from otkd.sweep.run import outcome
 
 
@@ -37,10 +37,11 @@ def show_plan(plan: Plan, layout: Layout, console: Console) -> None:
         table.add_row(escape(planned.label.title), planned.trial.key, _state(planned.trial.key, layout))
     console.print(table)
     pending = plan.pending(layout)
+    epochs = sum(trial.train.epochs + stage_epochs(trial.objective) for trial in pending)
     count, teachers = len(plan.trials), len(plan.teachers)
     console.print(
         f"{count} trials: {teachers} teacher{'s' * (teachers != 1)}, {count - teachers} students; "
-        f"{count - len(pending)} done, {len(pending)} to train, {sum(trial.train.epochs for trial in pending)} "
+        f"{count - len(pending)} done, {len(pending)} to train, {epochs} "
         "epochs in all.",
         highlight=False,
     )
@@ -111,16 +112,20 @@ def _summary(path: Path) -> str:
 
 
 def _list_models(console: Console) -> None:
-    table = Table("model", "parameters", "multiply-adds", "pixels", "embedding", "taps", box=None, pad_edge=False)
+    table = Table(
+        "model", "parameters", "multiply-adds", "pixels", "embedding", "taps", "weights", box=None, pad_edge=False
+    )
     for name, card in sorted(plugins.cards("models").items(), key=lambda item: "/" in item[0]):
         taps = ", ".join(f"{tap} {width}" for tap, width in zip(card.taps, card.channels, strict=True))
-        size = f"{card.side} × {card.side}"
-        table.add_row(name, f"{card.params:,}", f"{card.madds / 1e6:,.0f} M", size, str(card.embedding), taps)
+        least, most = card.sides
+        size = f"{card.side}{' only' if most else f', ≥ {least}' if least > 1 else ''}"
+        madds, weights = f"{card.madds / 1e6:,.0f} M", ", ".join(card.weights)
+        table.add_row(name, f"{card.params:,}", madds, size, str(card.embedding), taps, weights)
     console.print(table)
     console.print(
-        "Parameters with 100 classes and 3 input channels, multiply-adds of one image of so many pixels; other sizes "
-        "work, too. Taps are the names that `layer:` takes (or their places: 0 is the stem), with their channels. "
-        "`timm/<name>` is any network of timm, where that is installed.",
+        "Parameters with 100 classes and 3 input channels, multiply-adds of one image of so many pixels a side; other "
+        "sizes work, too, but for `only` and what is below `≥`. Taps are the names that `layer:` takes (or their "
+        "places: 0 is the stem), with their channels. `timm/<name>` is any network of timm, where that is installed.",
         highlight=False,
     )
 

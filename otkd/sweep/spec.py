@@ -143,22 +143,33 @@ def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Load
     Raises:
         ConfigError: it is not YAML, there is no such profile, or an override is none.
     """
-    tree = yamlfile.read(path)
+    tree = _spelled(yamlfile.read(path))
     profiles = _profiles(path, tree)
     applied = _choose_profile(path, profiles, profile)
     if applied in profiles:
-        tree = merge(tree, profiles[applied])
+        tree = merge(tree, _spelled(profiles[applied]))
     for override in overrides:
         change = _parse_override(override)
         _refuse_new_methods(tree, change, path)
-        tree = merge(tree, change)
+        tree = merge(tree, _spelled(change))
     tree.pop("profiles", None)
-    if "methods" in tree:
-        tree["methods"] = methods.resolved(tree["methods"], path)
+    problems: list[Problem] = []
     try:
-        return Loaded(str(path), applied, tree, SweepSpec.model_validate(tree), ())
+        if "methods" in tree:
+            tree["methods"] = methods.resolved(tree["methods"], path)
+    except ConfigError as error:
+        problems += error.problems
+        tree["methods"] = {"student": {"ce": {"weight": 1}}}  # so that the rest can be looked at
+    try:
+        spec = SweepSpec.model_validate(tree)
     except ValidationError as error:
-        return Loaded(str(path), applied, tree, None, tuple(plugins.problems_of(error, SweepSpec)))
+        return Loaded(str(path), applied, tree, None, (*problems, *plugins.problems_of(error, SweepSpec)))
+    return Loaded(str(path), applied, tree, spec, tuple(problems))
+
+
+def _spelled(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose methods have every weight spelled out."""
+    return {**tree, "methods": methods.spelled(tree["methods"])} if "methods" in tree else dict(tree)
 
 
 def has_gpu() -> bool:

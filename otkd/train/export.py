@@ -66,21 +66,25 @@ class Deployed(nn.Module):
         return logits
 
 
-def find(layout: Layout, key: str) -> tuple[Trial, TrialDir]:
-    """The finished trial whose key begins with `key`, and its folder.
+def find(layout: Layout, key: str, best: bool = False) -> tuple[Trial, Path]:
+    """The finished trial whose key begins with `key`, and the file of its last or best weights.
 
     Raises:
-        OtkdError: there is none, or more than one.
+        OtkdError: there is none, or more than one; nothing was held out by which weights could be best.
     """
     found = [path for path in sorted(layout.trials.glob(f"{glob.escape(key)}*")) if TrialDir(path).last.exists()]
     if len(found) != 1:
         what = f"{len(found)} trials begin with" if found else "no finished trial begins with"
         raise OtkdError(f"{what} {key!r} in {layout.trials}; `otkd plan SWEEP` shows the keys of a sweep's trials.")
     folder = TrialDir(found[0])
-    return Trial.model_validate_json(folder.trial.read_text(encoding="utf-8")), folder
+    if best and not folder.best.exists():
+        raise OtkdError(f"{folder.path.name} was trained without validation images, so none of its weights are best.")
+    return Trial.model_validate_json(folder.trial.read_text(encoding="utf-8")), folder.best if best else folder.last
 
 
-def export(trial: Trial, weights: dict[str, Tensor], folder: Path, forms: tuple[str, ...] = ()) -> list[Exported]:
+def export(
+    trial: Trial, weights: dict[str, Tensor], folder: Path, forms: tuple[str, ...] = (), suffix: str = ""
+) -> list[Exported]:
     """Write a student in each form and read it back.
 
     Args:
@@ -88,6 +92,7 @@ def export(trial: Trial, weights: dict[str, Tensor], folder: Path, forms: tuple[
         weights: its state dict.
         folder: where to write.
         forms: names among `FORMS`; all by default.
+        suffix: of the files' names, before their ending.
 
     Raises:
         OtkdError: there is no such form.
@@ -98,12 +103,13 @@ def export(trial: Trial, weights: dict[str, Tensor], folder: Path, forms: tuple[
         raise OtkdError(plugins.unknown("form", unknown[0], list(FORMS)))
     card: DataCard = plugins.cards("data")[trial.data.name]
     student = Deployed(restore(trial, weights), card).eval()
-    return [_export(form, student, trial, card, folder) for form in forms or FORMS]
+    stem = folder / f"{trial.student.name.replace('/', '-')}-{trial.key}{suffix}"
+    return [_export(form, student, trial, card, stem) for form in forms or FORMS]
 
 
-def _export(form: str, student: Deployed, trial: Trial, card: DataCard, folder: Path) -> Exported:
-    suffix, write, read = FORMS[form]
-    path = folder / f"{trial.student.name.replace('/', '-')}-{trial.key}{suffix}"
+def _export(form: str, student: Deployed, trial: Trial, card: DataCard, stem: Path) -> Exported:
+    ending, write, read = FORMS[form]
+    path = stem.with_name(stem.name + ending)
     with atomic(path) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         write(student, trial, card, temporary)
@@ -141,6 +147,7 @@ def _facts(trial: Trial, card: DataCard) -> dict[str, str]:
         "side": card.side,
         "mean": card.mean,
         "std": card.std,
+        "put on it by": [term for term in trial.objective if hasattr(plugins.load("losses", term), "rebuild")],
         "trial": trial.key,
     }
     return {name: json.dumps(value) if not isinstance(value, str) else value for name, value in facts.items()}
@@ -155,10 +162,10 @@ def _read_state_dict(path: Path, student: Deployed) -> Callable[[Tensor], Tensor
 
 
 def _write_safetensors(student: Deployed, trial: Trial, card: DataCard, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in student.network.state_dict().items()}
-    save_file(state, path, metadata=_facts(trial, card))
+    path.write_bytes(save(state, metadata=_facts(trial, card)))
 
 
 def _read_safetensors(path: Path, student: Deployed) -> Callable[[Tensor], Tensor]:
@@ -214,7 +221,7 @@ def _read_onnx(path: Path, student: Deployed) -> Callable[[Tensor], Tensor]:
 class Form(NamedTuple):
     """How one kind of file is written and read back."""
 
-    suffix: str
+    ending: str
     write: Callable[[Deployed, Trial, DataCard, Path], None]
     read: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
 

@@ -65,7 +65,7 @@ class Student:
         self.device, self.dtype = image_2CHW.device, dtype
         network = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
         if trial.student.weights is not None:
-            weights.load(network, checkpoint.load_weights(weights.place(layout, trial.student, card)))
+            weights.begin(network, layout, trial.student, card)
         self.model: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)
         self.objective = Objective(trial.objective, probe(_probe(self.model, image_2CHW)), trial.seed).to(self.device)
         self.stages = self.objective.stages
@@ -251,7 +251,8 @@ class Student:
         size = len(target_B)
         self._unsound |= ~torch.isfinite(output.loss.detach())
         means = {names.TRAIN_LOSS: output.loss.detach(), **output.metrics}
-        counts = {} if out_s is None else self._hits(out_s.logits.detach(), out_t, target_B)
+        own = out_s is not None and self.deployed is self.model  # else its own classifier is not the one that counts
+        counts = self._hits(out_s.logits.detach(), out_t, target_B) if own and out_s is not None else {}
         for name, value in {**{name: mean * size for name, mean in means.items()}, **counts}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._seen += size

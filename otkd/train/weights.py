@@ -28,6 +28,8 @@ PREFIXES = ("module.", "_orig_mod.")
 COUNTER = "num_batches_tracked"
 """A batch norm's counter, which files of old versions of torch lack and nothing depends on."""
 ROUGHLY = 0.1
+DEEPEST = 3
+"""In how many dicts a state dict may lie."""
 SHOWN = 5
 """How many names of each kind a message lists."""
 
@@ -42,24 +44,32 @@ def take_in(layout: Layout, given: Iterable[Given], card: DataCard) -> None:
     Raises:
         CheckpointError: everything that is wrong with any of them.
     """
-    problems = []
+    problems, fitting = [], {}
     for item in given:
         target = place(layout, Model(name=item.network, weights=item.digest), card)
-        if target.exists():
+        if target.exists() and (item.begins or _whole(target, item.network, card)):
             continue
         try:
-            checkpoint.save_weights(target, _fitting(item, card))
+            fitting[target] = _fitting(item, card)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
+    for target, weights in fitting.items():
+        checkpoint.save_weights(target, weights)
+
+
+def _whole(path: Path, network: str, card: DataCard) -> bool:
+    """Whether what was taken in for a student has a classifier, too, as a teacher needs it."""
+    return not mismatch(checkpoint.load_weights(path), _empty(network, card.classes, card.channels))
 
 
 def place(layout: Layout, network: Model, card: DataCard) -> Path:
     """Where the weights of a network lie once they have been taken in."""
     assert network.weights is not None
-    content = network.weights.replace(":", "-")[: len("sha256-") + 32]
-    return layout.weights / f"{network.name.replace('/', '-')}-{card.channels}-{card.classes}-{content}.pt"
+    kind, content = network.weights.split(":", 1)
+    file = content[:32] if kind == "sha256" else content
+    return layout.weights / f"{network.name.replace('/', '-')}-{card.channels}-{card.classes}-{file}.pt"
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -69,22 +79,30 @@ def read(path: Path) -> dict[str, Tensor]:
         CheckpointError: it cannot be read, holds more than tensors, or no state dict.
     """
     held = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    while isinstance(held, Mapping) and not _is_state_dict(held):
-        inside = [held[key] for key in HOLDERS if isinstance(held.get(key), Mapping)]
-        if not inside:
-            keys = ", ".join(map(str, list(held)[:SHOWN]))
-            raise CheckpointError(
-                f"{path}: no state dict in it, neither at the top nor under {', '.join(HOLDERS)}; it has {keys}."
-            )
-        held = inside[0]
-    if not isinstance(held, Mapping) or not held:
-        raise CheckpointError(f"{path}: no state dict in it, but {type(held).__name__}.")
+    for _ in range(DEEPEST):
+        inside = [held[key] for key in HOLDERS if isinstance(held, Mapping) and isinstance(held.get(key), Mapping)]
+        held = inside[0] if inside and not _is_state_dict(held) else held
+    if not isinstance(held, Mapping) or not _is_state_dict(held):
+        what = f"it has {', '.join(map(str, list(held)[:SHOWN]))}" if isinstance(held, Mapping) else type(held).__name__
+        raise CheckpointError(
+            f"{path}: no state dict in it, neither at the top nor under {', '.join(HOLDERS)}; {what}."
+        )
     return {_plain(name): tensor for name, tensor in held.items()}
 
 
-def load(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Fill a network with weights that `take_in` has checked; a classifier that they lack keeps what it has."""
-    network.load_state_dict(weights, strict=False)
+def begin(network: nn.Module, layout: Layout, model: Model, card: DataCard) -> None:
+    """Fill a network with the weights that `take_in` has kept for it; a classifier that they lack keeps what it has.
+
+    Raises:
+        CheckpointError: they have not been taken in.
+    """
+    path = place(layout, model, card)
+    if not path.exists():
+        raise CheckpointError(
+            f"the weights {model.weights} of {model.name} are not in {layout.weights}. `otkd sweep` takes them in; "
+            "without it, otkd.train.weights.take_in(layout, plan.weights, card) does."
+        )
+    network.load_state_dict(checkpoint.load_weights(path), strict=False)
 
 
 def mismatch(weights: Mapping[str, Tensor], network: nn.Module) -> str:
@@ -115,6 +133,9 @@ def _fitting(item: Given, card: DataCard) -> dict[str, Tensor]:
     wrong = mismatch(weights, network)
     if wrong:
         raise CheckpointError(f"{item.source} does not fit {item.network}: {wrong}.{_pointer(weights, card.channels)}")
+    unsound = [name for name, tensor in weights.items() if not tensor.is_meta and not bool(tensor.isfinite().all())]
+    if unsound:
+        raise CheckpointError(f"{item.source}: {_some(unsound)} hold numbers that are not finite.")
     return {name: tensor.contiguous() for name, tensor in weights.items() if not tensor.is_meta}
 
 
@@ -147,8 +168,10 @@ def _pointer(weights: Mapping[str, Tensor], channels: int) -> str:
     shapes = _shapes(weights)
     for classes in dict.fromkeys(shape[0] for shape in reversed(list(shapes.values())) if shape):
         for name in _of_size(sum(tensor.numel() for tensor in weights.values()), classes):
-            if _shapes(_empty(name, classes, channels).state_dict()) == shapes:
-                return f" These are the shapes of {name} with {classes} classes."
+            for images in dict.fromkeys((channels, 3, 1)):
+                if _shapes(_empty(name, classes, images).state_dict()) == shapes:
+                    of = "" if images == channels else f", for images of {images} channel{'s' * (images > 1)}"
+                    return f" These are the shapes of {name} with {classes} classes{of}."
     return " No network of otkd has these shapes."
 
 
@@ -169,7 +192,9 @@ def _pickled(path: Path) -> Any:
     except Exception as error:  # a torn or foreign file fails in many ways
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            raise CheckpointError(f"{path} cannot be read as weights: {checkpoint.first_line(error)}") from None
+            raise CheckpointError(
+                f"{path} cannot be read as weights: {checkpoint.first_line(error)} Is it whole?"
+            ) from None
         raise CheckpointError(
             f"{path} holds more than tensors ({found[1]}), which only running code from it could read, and otkd runs "
             "none. docs/checkpoints.md shows how to convert a file that you trust."
@@ -191,8 +216,9 @@ def _is_state_dict(held: Mapping[Any, Any]) -> bool:
 
 
 def _plain(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
+    """Without prefixes, in whatever order they come."""
+    while name.startswith(PREFIXES):
+        name = name.split(".", 1)[1]
     return name
 
 

@@ -59,7 +59,9 @@ def test_gradient_reaches_the_student_and_its_own_parameters_alone(name: str, sc
     assert all(gradient.isfinite().all() for gradient in reached)
     assert any(gradient.abs().sum() > 0 for gradient in reached)
     assert all(tensor.grad is None for tensor in tensors(out_t))
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
+    own = [parameter.grad for parameter in loss.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in own)
+    assert not own or any(gradient.abs().sum() > 0 for gradient in own)
 
 
 def test_the_order_of_the_batch_does_not_matter(name: str, scene: Any) -> None:
@@ -96,9 +98,20 @@ def test_sound_inside_autocast(name: str, scene: Any) -> None:
     assert all(tensor.grad.isfinite().all() for tensor in tensors(out_s) if tensor.grad is not None)
 
 
-def test_a_second_look_gives_the_same_value(name: str, scene: Any) -> None:
+def test_it_is_built_the_same_from_the_same_seed(name: str, scene: Any) -> None:
     loss = scene.loss(name)
     torch.testing.assert_close(scene.value(name).value, loss(scene.out_s, scene.out_t, scene.batch).value)
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_what_is_not_a_number_shows(name: str, whose: str, scene: Any) -> None:
+    """The engine sees a divergence by the loss alone."""
+    loss = scene.loss(name).eval()
+    if whose == "teacher" and not loss.needs_teacher:
+        pytest.skip("looks at no teacher")
+    outputs = {"student": scene.out_s, "teacher": scene.out_t}
+    outputs[whose] = scene.convert(outputs[whose], lambda t: torch.full_like(t, torch.nan))
+    assert not loss(outputs["student"], outputs["teacher"], scene.batch).value.isfinite()
 
 
 def test_a_term_without_teacher_runs_without_one(name: str, scene: Any) -> None:

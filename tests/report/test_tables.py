@@ -194,6 +194,29 @@ def test_compression_is_a_ratio_to_the_teacher(small):
     np.testing.assert_allclose(table.data[f"{names.PARAMS} ratio"], [1, 22 / 7])
 
 
+def test_a_method_that_deploys_more_has_a_size_of_its_own():
+    sweep = Sweep()
+    sweep.teacher("wrn_40_2")
+    for method in ("student", "kd"):
+        sweep.student(method, 70.0)
+    sweep.student("simkd", 70.0, terms=("simkd",), **{names.PARAMS: 1.1e6})
+    (table,) = tables(compression, sweep)
+    assert table.frame["parameters"].to_dict() == {
+        "wrn_40_2": "2.20 M",
+        "wrn_16_2": "700.00 k (3.14×)",
+        "wrn_16_2, simkd": "1.10 M (2.00×)",
+    }
+
+
+def test_each_pair_has_its_own_teacher():
+    sweep = Sweep()
+    for network, top1 in (("resnet20 (mine)", 19.0), ("resnet20 (other)", 10.0)):
+        sweep.teacher(network, top1)
+        sweep.student("student", 12.0, pair=("resnet8", network))
+    (table,) = tables(accuracy, sweep)
+    assert table.data.loc[table.data["method"] == "teacher", "mean"].tolist() == [19.0, 10.0]
+
+
 def test_published_rows_of_known_pairs_keep_rule_and_source():
     (table,) = tables(published, full_sweep())
     kd = table.frame.loc["KD"]

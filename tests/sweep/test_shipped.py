@@ -48,6 +48,72 @@ def test_expands_to_its_number_of_trials(path, profile):
     assert plan.warnings == ()
 
 
+PUBLISHED = {
+    "kd": {"ce": 0.1, "kd": {"weight": 0.9, "temperature": 4}},
+    "fitnets": {"ce": 1, "fitnet": {"weight": 100, "layer": 2, "relu": True}},
+    "at": {"ce": 1, "attention": {"weight": 1000, "p": 2}},
+    "sp": {"ce": 1, "similarity": {"weight": 3000}},
+    "cc": {"ce": 1, "correlation": {"weight": 0.02, "width": 128}},
+    "vid": {"ce": 1, "vid": {"weight": 1, "initial_variance": 5}},
+    "rkd": {"ce": 1, "rkd": {"weight": 1, "distance_weight": 25, "angle_weight": 50}},
+    "pkt": {"ce": 1, "pkt": {"weight": 30000}},
+    "ab": {"ce": 1, "ab": {"margin": 1, "stages": {"epochs": 30, "lr": 0.05}}},
+    "ft": {"ce": 1, "factor": {"weight": 200, "rate": 0.5, "stages": {"epochs": 30, "lr": 0.01}}},
+    "fsp": {"ce": 1, "fsp": {"stages": {"epochs": 30, "lr": 0.05}}},
+    "nst": {"ce": 1, "nst": {"weight": 50}},
+    "kdsvd": {"ce": 1, "kdsvd": {"weight": 1, "k": 1}},
+    "crd": {"ce": 1, "crd": {"weight": 0.8, "negatives": 16384, "temperature": 0.07, "momentum": 0.5, "width": 128}},
+    "crd+kd": {"ce": 1, "kd": {"weight": 1, "temperature": 4}, "crd": {"weight": 0.8}},
+    "ofd": {"ce": 1, "ofd": {"weight": 1e-3}},
+    "reviewkd": {"ce": 1, "reviewkd": {"weight": 1, "schedule": {"name": "warmup", "epochs": 20}}},
+    "dkd": {"ce": 1, "dkd": {"weight": 1, "alpha": 1, "beta": 8, "temperature": 4}},
+    "simkd": {"simkd": {"weight": 1, "factor": 2}},
+    "srrl": {"ce": 1, "kd": {"weight": 1, "temperature": 4}, "srrl": {"weight": 1}},
+    "semckd": {"ce": 1, "kd": {"weight": 1, "temperature": 4}, "semckd": {"weight": 400}},
+    "dist": {"ce": 1, "dist": {"weight": 2, "beta": 1, "gamma": 1, "temperature": 1}},
+    "wsl": {"ce": 1, "wsl": {"weight": 2.5, "temperature": 2}},
+    "wkd-l": {"ce": 1, "wkd_logit": {"transport": 600, "temperature": 8}},
+    "wkd-f": {"ce": 1, "wkd_feature": {"weight": 0.08, "mean_weight": 4, "grid": 1}},
+}
+"""Objectives and settings as published, defaults included."""
+BY_PAIR = {
+    ("dkd", "wrn_40_2", "wrn_16_2"): ("dkd", "beta", 6),
+    ("dkd", "vgg13", "MobileNetV2"): ("dkd", "beta", 6),
+    ("dkd", "resnet56", "resnet20"): ("dkd", "beta", 2),
+    ("dkd", "resnet32x4", "resnet8x4"): ("dkd", "beta", 8),
+    ("reviewkd", "resnet32x4", "resnet8x4"): ("reviewkd", "weight", 5),
+    ("wkd-l", "wrn_40_2", "ShuffleV1"): ("wkd_logit", "transport", 200),
+    ("wkd-f", "wrn_40_2", "ShuffleV1"): ("wkd_feature", "mean_weight", 3),
+}
+
+
+def planned(tmp_path, teacher, student, *methods):
+    """Method → objective, with every default filled in."""
+    path = tmp_path / "one.yaml"
+    sweep = {
+        "name": "one",
+        "data": {"name": "cifar100"},
+        "pairs": [{"teacher": teacher, "student": student}],
+        "train": {"epochs": 240},
+        "methods": {"from": str(ROOT / "sweeps/methods.yaml"), "only": list(methods)},
+    }
+    path.write_text(yaml.safe_dump(sweep), encoding="utf-8")
+    return {item.label.method: item.trial.objective for item in make(load(path)).students}
+
+
+def test_methods_are_as_published(tmp_path):
+    for method, objective in planned(tmp_path, "resnet110", "resnet20", *PUBLISHED).items():
+        assert set(objective) == set(PUBLISHED[method])
+        for term, options in PUBLISHED[method].items():
+            settings = options if isinstance(options, dict) else {"weight": options}
+            assert {name: objective[term][name] for name in settings} == settings, method
+
+
+def test_methods_are_as_published_for_a_pair(tmp_path):
+    for (method, teacher, student), (term, setting, value) in BY_PAIR.items():
+        assert planned(tmp_path, teacher, student, method)[method][term][setting] == value
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_one_trial_of_it_trains_for_two_steps(path, tmp_path):
     """On digits in place of its own data set, so that it needs no download."""

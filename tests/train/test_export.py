@@ -30,20 +30,20 @@ def pixels(cache):
 
 
 def test_every_form_gives_the_networks_logits(cache, tmp_path, pixels):
-    trial, folder = export.find(export.Layout(cache), TEACHER.key[:6])
-    files = export.export(trial, load_weights(folder.last), tmp_path)
+    trial, file = export.find(export.Layout(cache), TEACHER.key[:6])
+    files = export.export(trial, load_weights(file), tmp_path)
     assert [file.form for file in files] == list(FORMS)
     assert all(file.path.stat().st_size == file.bytes and file.latency_ms > 0 for file in files)
     assert all(file.gap < 1e-5 for file in files)
     session = onnxruntime.InferenceSession(files[-1].path, providers=["CPUExecutionProvider"])
     logits = session.run(None, {"image": pixels[0]})[0]
-    accuracy = json.loads(folder.result.read_text())["metrics"]["test/last/top1"]
+    accuracy = json.loads((file.parent / "result.json").read_text())["metrics"]["test/last/top1"]
     assert 100 * (logits.argmax(1) == pixels[1]).mean() == pytest.approx(accuracy)
     program = torch.export.load(files[2].path).module()
     torch.testing.assert_close(program(torch.from_numpy(pixels[0])).detach().numpy(), logits, rtol=1e-4, atol=1e-4)
-    with safe_open(files[1].path, "pt") as file:
-        assert file.metadata()["architecture"] == "resnet14"
-        assert json.loads(file.metadata()["mean"]) == list(plugins.cards("data")["digits"].mean)
+    with safe_open(files[1].path, "pt") as opened:
+        assert opened.metadata()["architecture"] == "resnet14"
+        assert json.loads(opened.metadata()["mean"]) == list(plugins.cards("data")["digits"].mean)
 
 
 def test_a_deployed_network_is_exported_with_what_was_put_on_it(environment, tmp_path):
@@ -58,9 +58,27 @@ def test_a_deployed_network_is_exported_with_what_was_put_on_it(environment, tmp
     (result,) = fit([trial], Mailbox(), place)
     plain = plugins.cards("models")["resnet8"].params
     assert result.metrics["model/params"] > plain
-    _, folder = export.find(place.layout, trial.key)
-    (file,) = export.export(trial, load_weights(folder.last), tmp_path, ("onnx",))
-    assert file.gap < 1e-5
+    _, file = export.find(place.layout, trial.key)
+    (made,) = export.export(trial, load_weights(file), tmp_path, ("onnx",))
+    assert made.gap < 1e-5
+
+
+def test_best_and_last_weights_have_files_of_their_own(cache, tmp_path):
+    paths = []
+    for best in (False, True):
+        trial, file = export.find(export.Layout(cache), TEACHER.key, best)
+        (made,) = export.export(trial, load_weights(file), tmp_path, ("state_dict",), "-best" if best else "")
+        paths.append(made.path)
+    assert paths[0] != paths[1]
+
+
+def test_without_validation_images_no_weights_are_best(environment):
+    place = environment()
+    data = DATA.model_copy(update={"val": 0})
+    trial = Trial(data=data, student=Model(name="resnet8"), objective={"ce": {}}, train=Train(epochs=1, batch_size=32))
+    fit([trial], Mailbox(), place)
+    with pytest.raises(OtkdError, match="was trained without validation images"):
+        export.find(place.layout, trial.key, best=True)
 
 
 def test_what_is_not_there_is_said(cache, tmp_path):
@@ -71,11 +89,11 @@ def test_what_is_not_there_is_said(cache, tmp_path):
 
 
 def test_a_file_that_gives_other_logits_is_refused(cache, tmp_path, monkeypatch):
-    trial, folder = export.find(export.Layout(cache), TEACHER.key)
+    trial, file = export.find(export.Layout(cache), TEACHER.key)
     form = FORMS["state_dict"]
     monkeypatch.setitem(FORMS, "state_dict", form._replace(read=lambda path, student: lambda image: student(image) + 1))
     with pytest.raises(CheckpointError, match="its logits differ from the student's by"):
-        export.export(trial, load_weights(folder.last), tmp_path, ("state_dict",))
+        export.export(trial, load_weights(file), tmp_path, ("state_dict",))
 
 
 def test_the_command_prints_size_and_speed(cache, tmp_path):

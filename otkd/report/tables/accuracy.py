@@ -10,7 +10,7 @@ import pandas as pd
 from otkd.core import names
 from otkd.core.records import SweepInfo
 from otkd.report import stats
-from otkd.report.frame import Baselines, baselines, budget, has_val, pairs, seeds, students, variants
+from otkd.report.frame import Baselines, baselines, budget, has_val, pairs, seeds, students, teachers, variants
 from otkd.report.table import Table, best, grouped
 
 TITLE = "Test accuracy"
@@ -54,7 +54,7 @@ def teacher(frame: pd.DataFrame, pair: str, weights: str = "last") -> stats.Cell
     column = names.test(weights, names.TEST_TOP1)
     rows = students(frame)
     rows = rows[rows["pair"] == pair]
-    own = frame[(frame["role"] == "teacher") & frame["student"].isin(rows["teacher"])]
+    own = teachers(frame, pair)
     if len(own):
         return stats.cell(own, column)
     told = rows[names.TEACHER + column].dropna().drop_duplicates().reset_index(drop=True)

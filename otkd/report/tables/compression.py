@@ -8,7 +8,7 @@ import pandas as pd
 
 from otkd.core import names
 from otkd.core.records import SweepInfo
-from otkd.report.frame import SIZES, pairs, students
+from otkd.report.frame import SIZES, pairs, students, teachers
 from otkd.report.stats import DASH
 from otkd.report.table import Table
 
@@ -18,7 +18,7 @@ ORDER = 40
 CAPTION = (
     "Parameters; multiply-adds of one image's forward pass; size of the fp32 weights on disk; latency of one image "
     "on one CPU thread (median over trials, measured while other work may have run). In brackets: the teacher's "
-    "figure over this one. The network that is deployed has the same size whichever loss trained it."
+    "figure over this one. A method that deploys more than the student has a row of its own."
 )
 WORDS = dict(zip(SIZES, ("parameters", "multiply-adds", "size", "latency"), strict=True))
 
@@ -40,14 +40,19 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 def _records(frame: pd.DataFrame, pair: str) -> list[dict[str, object]]:
     rows = students(frame)
     rows = rows[rows["pair"] == pair]
-    teachers = frame[(frame["role"] == "teacher") & frame["student"].isin(rows["teacher"])]
-    student = {size: rows[size].median() for size in SIZES}
-    teacher = {size: _first(teachers[size].median(), rows[names.TEACHER + size].median()) for size in SIZES}
-    ratios = {f"{size} ratio": teacher[size] / student[size] if student[size] else math.nan for size in SIZES}
-    return [
-        {"pair": pair, "role": "teacher", "network": rows["teacher"].iloc[0], **teacher, **dict.fromkeys(ratios, 1.0)},
-        {"pair": pair, "role": "student", "network": rows["student"].iloc[0], **student, **ratios},
-    ]
+    own = teachers(frame, pair)
+    teacher = {size: _first(own[size].median(), rows[names.TEACHER + size].median()) for size in SIZES}
+    whole = {f"{size} ratio": 1.0 for size in SIZES}
+    records = [{"pair": pair, "role": "teacher", "network": rows["teacher"].iloc[0], **teacher, **whole}]
+    usual = rows[names.PARAMS].mode()
+    known = rows.dropna(subset=[names.PARAMS])
+    for params, alike in known.groupby(names.PARAMS) if len(known) else [(math.nan, rows)]:
+        student = {size: alike[size].median() for size in SIZES}
+        ratios = {f"{size} ratio": teacher[size] / student[size] if student[size] else math.nan for size in SIZES}
+        extra = "" if usual.empty or params == usual[0] else f", {' and '.join(alike['method'].unique())}"
+        network = f"{rows['student'].iloc[0]}{extra}"
+        records.append({"pair": pair, "role": "student", "network": network, **student, **ratios})
+    return records
 
 
 def _first(*values: float) -> float:
