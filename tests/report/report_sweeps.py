@@ -30,8 +30,8 @@ class Sweep:
         self.rows: list[TrialRow] = []
         self.lost: list[Label] = []
 
-    def teacher(self, network: str, top1: float = 75.61) -> None:
-        label = self._label("teacher", "teacher", network, network, "", 0, {})
+    def teacher(self, network: str, top1: float = 75.61, title: str = "") -> None:
+        label = self._label("teacher", "teacher", title or network, network, "", 0, {})
         self._row(label, "finished", ("ce",), {**_sizes(2.2e6), names.test("last", "top1"): top1})
 
     def student(
@@ -46,9 +46,10 @@ class Sweep:
         axes: dict[str, Any] | None = None,
         seconds: float = 10.0,
         reason: str = "",
+        taught_by: str = "",
         **metrics: float,
     ) -> None:
-        label = self._label("student", method, f"{pair[0]} ← {pair[1]}", *pair, seed, axes or {})
+        label = self._label("student", method, f"{pair[0]} ← {taught_by or pair[1]}", *pair, seed, axes or {})
         figures = {**_sizes(0.7e6), names.EPOCH_S: seconds, names.IMAGES_PER_S: 5e4 / seconds, names.PEAK_MIB: 900.0}
         if not math.isnan(top1):
             figures[names.test("last", "top1")] = top1

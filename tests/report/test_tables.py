@@ -210,9 +210,9 @@ def test_a_method_that_deploys_more_has_a_size_of_its_own():
 
 def test_each_pair_has_its_own_teacher():
     sweep = Sweep()
-    for network, top1 in (("resnet20 (mine)", 19.0), ("resnet20 (other)", 10.0)):
-        sweep.teacher(network, top1)
-        sweep.student("student", 12.0, pair=("resnet8", network))
+    for title, top1 in (("resnet20 (mine)", 19.0), ("resnet20 (other)", 10.0)):
+        sweep.teacher("resnet20", top1, title)
+        sweep.student("student", 12.0, pair=("resnet8", "resnet20"), taught_by=title)
     (table,) = tables(accuracy, sweep)
     assert table.data.loc[table.data["method"] == "teacher", "mean"].tolist() == [19.0, 10.0]
 
