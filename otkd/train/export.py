@@ -118,6 +118,7 @@ def _export(form: str, student: Deployed, trial: Trial, card: DataCard, stem: Pa
     images = [torch.randint(256, (n, card.channels, card.side, card.side), generator=generator).byte() for n in (1, 7)]
     gap = max(_gap(run(image), student, image) for image in images)
     if not gap <= CLOSE:
+        path.unlink()
         raise CheckpointError(f"{path}: its logits differ from the student's by {gap:.2g} of the largest.")
     return Exported(form, path, path.stat().st_size, _latency_ms(run, images[0]), gap)
 

@@ -175,7 +175,7 @@ def test_state_dict_is_repdistillers(name: str) -> None:
 
 
 def test_all_of_repdistillers_networks_are_there() -> None:
-    """Section 5.1 of the reference: 22 networks, 101,046,482 parameters."""
+    """22 networks of 101,046,482 parameters together."""
     assert len(REFERENCE["sha256"]) == 22
     assert sum(CARDS[name].params for name in REFERENCE["sha256"]) == 101_046_482
 

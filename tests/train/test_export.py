@@ -94,6 +94,7 @@ def test_a_file_that_gives_other_logits_is_refused(cache, tmp_path, monkeypatch)
     monkeypatch.setitem(FORMS, "state_dict", form._replace(read=lambda path, student: lambda image: student(image) + 1))
     with pytest.raises(CheckpointError, match="its logits differ from the student's by"):
         export.export(trial, load_weights(file), tmp_path, ("state_dict",))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_prints_size_and_speed(cache, tmp_path):
