@@ -13,16 +13,7 @@ from otkd.core.errors import OtkdError
 from otkd.losses.attention import Config, Loss
 from otkd.losses.base import Probe
 
-
-def pooled(x: Any, h: int, w: int) -> Any:
-    """Adaptive average pooling of a map (C, H, W): cell i averages rows floor(iH/h) to ceil((i+1)H/h)."""
-    rows, columns = x.shape[1:]
-    out = np.empty((x.shape[0], h, w))
-    for i in range(h):
-        for j in range(w):
-            cell = x[:, i * rows // h : -(-(i + 1) * rows // h), j * columns // w : -(-(j + 1) * columns // w)]
-            out[:, i, j] = cell.mean((1, 2))
-    return out
+from .oracles import pooled
 
 
 def attention(x: Any, p: int) -> Any:

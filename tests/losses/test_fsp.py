@@ -13,22 +13,7 @@ from otkd.core.errors import OtkdError
 from otkd.losses.base import Probe, Stage
 from otkd.losses.fsp import Config, FlowStage, Loss, _flow
 
-
-def pooled(x: Any, h: int, w: int) -> Any:
-    """Adaptive average pooling of a map (C, H, W): cell i averages rows floor(iH/h) to ceil((i+1)H/h)."""
-    rows, columns = x.shape[1:]
-    out = np.empty((x.shape[0], h, w))
-    for i in range(h):
-        for j in range(w):
-            cell = x[:, i * rows // h : -(-(i + 1) * rows // h), j * columns // w : -(-(j + 1) * columns // w)]
-            out[:, i, j] = cell.mean((1, 2))
-    return out
-
-
-def paired(map_s: Any, map_t: Any, b: int) -> tuple[Any, Any]:
-    """Image b of both maps, the larger pooled to the smaller."""
-    h, w = (min(map_s.shape[axis], map_t.shape[axis]) for axis in (2, 3))
-    return pooled(map_s[b].double().numpy(), h, w), pooled(map_t[b].double().numpy(), h, w)
+from .oracles import paired
 
 
 def flow(a: Any, b: Any) -> Any:

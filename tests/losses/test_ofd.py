@@ -14,15 +14,7 @@ from otkd.core.cards import ModelCard
 from otkd.core.errors import OtkdError
 from otkd.losses.ofd import Config, Loss, margins
 
-
-def pooled(x: Any, h: int, w: int) -> Any:
-    """Adaptive average pooling of maps (B, C, H, W)."""
-    rows, columns = x.shape[2:]
-    out = np.empty((*x.shape[:2], h, w))
-    for i, j in np.ndindex(h, w):
-        cell = x[:, :, i * rows // h : -(-(i + 1) * rows // h), j * columns // w : -(-(j + 1) * columns // w)]
-        out[:, :, i, j] = cell.mean((2, 3))
-    return out
+from .oracles import pooled
 
 
 def connected(x: Any, state: dict[str, Any], stage: int) -> Any:

@@ -15,15 +15,7 @@ from otkd.core.errors import OtkdError
 from otkd.core.output import ModelOutput
 from otkd.losses.simkd import Config, Loss
 
-
-def pooled(x: Any, h: int, w: int) -> Any:
-    """Adaptive average pooling of maps (B, C, H, W)."""
-    rows, columns = x.shape[2:]
-    out = np.empty((*x.shape[:2], h, w))
-    for i, j in np.ndindex(h, w):
-        cell = x[:, :, i * rows // h : -(-(i + 1) * rows // h), j * columns // w : -(-(j + 1) * columns // w)]
-        out[:, :, i, j] = cell.mean((2, 3))
-    return out
+from .oracles import pooled
 
 
 def convolved(x: Any, weight: Any) -> Any:
