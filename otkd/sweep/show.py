@@ -125,7 +125,8 @@ def _list_models(console: Console) -> None:
     console.print(
         "Parameters with 100 classes and 3 input channels, multiply-adds of one image of so many pixels a side; other "
         "sizes work, too, but for `only` and what is below `≥`. Taps are the names that `layer:` takes (or their "
-        "places: 0 is the stem), with their channels. `timm/<name>` is any network of timm, where that is installed.",
+        "places: 0 is the stem), with their channels. `timm/<name>` is a network of timm that shows its maps, where "
+        "timm is installed.",
         highlight=False,
     )
 
