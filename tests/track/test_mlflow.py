@@ -356,7 +356,10 @@ def test_an_outage_delays_and_loses_nothing(
     with caplog.at_level(logging.WARNING, "otkd.track"):
         invented.play(writer)
         assert time.monotonic() - began < 0.2, "training waits for tracking"
-        assert not writer.flush(0.5)
+        deadline = time.monotonic() + 20
+        while not caplog.records and time.monotonic() < deadline:  # until the writer has met the outage
+            time.sleep(0.01)
+        assert not writer.flush(0.1)
         assert len(writer.pending) == 6
         monkeypatch.setattr(client, "log_batch", log_batch)
         monkeypatch.undo()
