@@ -1,7 +1,7 @@
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,12 @@ def test_axes_that_meet_in_one_setting_share_a_trial(sweep_file):
     assert len(plan.trials) == len(plan.pending(Layout("nowhere"))) == 1 + 3
 
 
+def _of_children() -> float:
+    """Seconds of the processors that children which have ended took: a busy machine does not lengthen them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("extra", [[], ["--profile", "paper"]])
 def test_planning_is_quick_and_imports_neither_torch_nor_ray(extra):
     code = (
@@ -88,11 +94,11 @@ def test_planning_is_quick_and_imports_neither_torch_nor_ray(extra):
     )
     seconds = []
     for _ in range(3):
-        begin = time.process_time()
+        begin = _of_children()
         done = subprocess.run(
             [sys.executable, "-c", code, *extra], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        seconds.append(time.process_time() - begin)
+        seconds.append(_of_children() - begin)
     assert done.returncode == 0, done.stderr
     assert "trials:" in done.stdout
     assert min(seconds) < 1.0
