@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from otkd import cli_data
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cli_data.app, name="data")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells and typer have it."""
@@ -62,13 +65,18 @@ def main() -> None:
 
 @app.command()
 def plan(
-    sweep: Sweep, profile: Profile = "auto", overrides: Set = None, runs: Runs = Path("runs"), debug: Debug = False
+    sweep: Sweep,
+    profile: Profile = "auto",
+    overrides: Set = None,
+    runs: Runs = Path("runs"),
+    data_dir: DataDir = None,
+    debug: Debug = False,
 ) -> None:
     """Print a sweep's trials, their number and what is already done. Starts nothing."""
     from otkd.sweep.show import show_plan
 
-    made = _plan(sweep, profile, overrides)
-    show_plan(made, Layout(runs), _console())
+    layout = Layout(runs)
+    show_plan(_plan(sweep, profile, overrides, data_dir, layout), layout, _console())
 
 
 @app.command()
@@ -84,7 +92,8 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Train what is not done yet, log it to MLflow, write the report. Stop it any time: the same command goes on."""
-    made, layout, console = _plan(sweep, profile, overrides), Layout(runs), _console()
+    layout, console = Layout(runs), _console()
+    made = _plan(sweep, profile, overrides, data_dir, layout)
     from otkd.report.render import write_report
     from otkd.sweep.session import Options, Session
     from otkd.sweep.show import show_outcome, show_warnings
@@ -185,11 +194,11 @@ def schema(
     _console().print(f"{output} written.", highlight=False)
 
 
-def _plan(sweep: Path, profile: str, overrides: list[str] | None) -> Plan:
+def _plan(sweep: Path, profile: str, overrides: list[str] | None, data_dir: Path | None, layout: Layout) -> Plan:
     from otkd.sweep.plan import make
     from otkd.sweep.spec import load
 
-    return make(load(sweep, profile, overrides or ()))
+    return make(load(sweep, profile, overrides or ()), data_dir, layout.cache)
 
 
 def _reported(layout: Layout, name: str) -> bool:

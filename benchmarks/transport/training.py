@@ -62,7 +62,7 @@ def student(objective: Mapping[str, Mapping[str, Any]], image: Tensor, teacher: 
             Layout(folder),
             image_2CHW=image[:2],
             probe=partial(Probe, teacher=teacher(image[:2]), classes=100),
-            card=plugins.cards("data")["cifar100"],
+            card=plugins.head("data", "cifar100").CARD,
             dtype=autocast_dtype("auto", image.device),
         )
     made.begin_epoch()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from otkd.core.errors import Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from otkd.core.augment import Augment
 
 Layer = int | str
 """A tap: its index (0 is the stem, 1 the first stage), its name, `embedding` or `logits`."""
@@ -62,21 +66,13 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class Augment:
-    """Batch augmentation: zero-pad by `pad` pixels, crop back at random, flip left-right."""
-
-    pad: int = 0
-    flip: bool = False
-
-
-@dataclass(frozen=True)
 class DataCard:
     """One data set as planning sees it."""
 
     classes: int
     channels: int
     side: int
-    """Height and width in pixels."""
+    """Height and width in pixels, as networks see them."""
     train: int
     """Training images."""
     test: int
@@ -89,3 +85,7 @@ class DataCard:
     """What training batches undergo unless the sweep says otherwise."""
     about: str
     """One line for `otkd list data`."""
+    streamed: bool = False
+    """Whether images are decoded when they are needed rather than held in memory."""
+    resize: int = 0
+    """Of streamed images: the shorter side in pixels before the central crop of evaluation."""

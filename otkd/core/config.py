@@ -102,6 +102,11 @@ class TermConfig(StrictModel):
     end}`; by default it is constant."""
 
     @property
+    def one_label(self) -> bool:
+        """Whether the term is defined only for images of one label, so that images cannot be mixed of two."""
+        return False
+
+    @property
     def in_training(self) -> bool:
         """Whether the term takes part in the main stage."""
         return True

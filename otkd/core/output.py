@@ -40,10 +40,29 @@ class ModelOutput(NamedTuple):
             raise KeyError(f"no layer {layer!r}; there is {', '.join(self.taps)}, embedding, logits")
         return self.features[index]
 
+    def rows(self, rows: slice | Tensor) -> ModelOutput:
+        """The outputs for some of the images."""
+        return ModelOutput(
+            self.logits[rows],
+            self.embedding[rows],
+            tuple(map_BCHW[rows] for map_BCHW in self.features),
+            tuple(map_BCHW[rows] for map_BCHW in self.preacts),
+            self.taps,
+        )
+
     @property
     def stages(self) -> tuple[Tensor, ...]:
         """The feature maps without the stem."""
         return self.features[1:]
+
+
+class Mixed(NamedTuple):
+    """The other label of images that were mixed of two."""
+
+    target: Tensor
+    """(B,), int64: the label of the image that was mixed in."""
+    share: Tensor
+    """Scalar: the share of an image's own label, the same for the whole batch."""
 
 
 class Batch(NamedTuple):
@@ -52,6 +71,13 @@ class Batch(NamedTuple):
     image: Tensor
     """(B, C, H, W), float, normalised, augmented."""
     target: Tensor
-    """(B,), int64 class labels."""
+    """(B,), int64 class labels; of a mixed image the label of the one that lent its place."""
     indices: Tensor
     """(B,), int64: places among the trial's training images (0, 1, …), for losses that remember images."""
+    mixed: Mixed | None = None
+    """The labels that were mixed in, where images are mixed of two."""
+
+    def rows(self, rows: slice | Tensor) -> Batch:
+        """Some of the images."""
+        mixed = self.mixed and self.mixed._replace(target=self.mixed.target[rows])
+        return Batch(self.image[rows], self.target[rows], self.indices[rows], mixed)

@@ -124,11 +124,9 @@ def load(group: str, name: str) -> ModuleType:
 
 
 @cache
-def cards(group: str) -> Mapping[str, Any]:
-    """Every model (`models`) or data set (`data`) by name with its card; families may know more than they list."""
-    if group == "models":
-        return ChainMap(*(head(group, family).CARDS for family in reversed(names(group))))  # listed from the last
-    return {name: head(group, name).CARD for name in names(group)}
+def cards(group: str = "models") -> Mapping[str, Any]:
+    """Every model by name with its card; families may know more than they list."""
+    return ChainMap(*(head(group, family).CARDS for family in reversed(names(group))))  # listed from the last
 
 
 @cache
@@ -161,7 +159,7 @@ def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Prob
     for item in error.errors(include_url=False):
         where = ".".join([*([path] if path else []), *(str(part) for part in item["loc"])])
         cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, _Nested):
+        if isinstance(cause, Nested):
             problems += [Problem(".".join(filter(None, [where, p.path])), p.message) for p in cause.problems]
         elif item["type"] == "extra_forbidden":
             allowed = _fields_at(model, item["loc"][:-1])
@@ -180,7 +178,7 @@ def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Prob
     return problems
 
 
-class _Nested(ValueError):
+class Nested(ValueError):
     """Carries a nested plug-in's problems through pydantic."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
@@ -202,7 +200,7 @@ def choice(group: str) -> Any:
         try:
             return configure(group, value["name"], value)
         except ConfigError as error:
-            raise _Nested(error.problems) from None
+            raise Nested(error.problems) from None
 
     return Annotated[SerializeAsAny[PluginConfig], BeforeValidator(read), WithJsonSchema({SCHEMA_MARK: group})]
 

@@ -17,41 +17,54 @@ from pydantic import (
     model_validator,
 )
 
-from otkd.core import plugins
+from otkd.core import datasets, plugins
+from otkd.core.augment import Augment
+from otkd.core.cards import DataCard
 from otkd.core.config import StrictModel
-
-
-class Augment(StrictModel):
-    """Batch augmentation of training images."""
-
-    pad: NonNegativeInt = 0
-    """Zero pixels added on every side before a random crop back to size."""
-    flip: bool = False
-    """Mirror half of the images left-right."""
 
 
 class Data(StrictModel):
     """Which images, and how they are split."""
 
     name: str
-    """Data set (`otkd list data`)."""
+    """Data set (`otkd list data`); `folder/<name>` and `parquet/<name>` are sets of your own in the data folder."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of that data set's own, e.g. `{extra: true}` of svhn."""
     val: Annotated[NonNegativeFloat, Field(strict=False)] = 0
     """Validation images held out of the training set: a count, or a share below 1; 0 (usual in papers) for none."""
     limit: PositiveInt | None = None
     """Use only so many training images (before the split), balanced over classes."""
     split_seed: NonNegativeInt = 0
     """Seed of `limit` and of the split; teacher and student share it, so neither sees the other's validation images."""
+    skip: NonNegativeInt = 0
+    """Unreadable images that may be left out of an epoch where images are streamed; one more ends the trial."""
     augment: Augment | None = None
-    """Batch augmentation; each data set has its usual one as default."""
+    """Augmentation of training batches; each data set has its usual one as default."""
 
     @model_validator(mode="before")
     @classmethod
-    def _usual_augmentation(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("augment") is None:
-            card = plugins.cards("data").get(str(given.get("name")))
-            if card is not None:
-                return {**given, "augment": {"pad": card.augment.pad, "flip": card.augment.flip}}
-        return given
+    def _with_the_data_sets_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not datasets.known(given.get("name")):
+            return given
+        own = datasets.configure(given["name"], given.get("options") or {})
+        filled = {**given, "options": own.model_dump(mode="json")}
+        if given.get("augment") is None:
+            filled["augment"] = datasets.card(given["name"], own).augment.model_dump()
+        return filled
+
+    @property
+    def own_options(self) -> datasets.DataOptions:
+        """`options` as the data set's plug-in knows them.
+
+        Raises:
+            OtkdError: there is no such data set; names the nearest.
+        """
+        return datasets.configure(self.name, self.options)
+
+    @property
+    def card(self) -> DataCard:
+        """What is known of the data set with these options. Errors as for `own_options`."""
+        return datasets.card(self.name, self.own_options)
 
 
 class Sgd(StrictModel):
@@ -148,15 +161,27 @@ class Train(StrictModel):
     """How weights are updated."""
     schedule: Annotated[Constant | Step | Cosine | OneCycle, Field(discriminator="name")] = Cosine(name="cosine")
     """How the learning rate changes."""
+    accumulate: PositiveInt = 1
+    """Parts that a batch is cut into, whose gradients are added up before a step: less memory for the same number of
+    images a step, but batch norm and losses that compare images see one part at a time."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the running average of the weights that each step keeps (0.999, say); the averaged network is then the
+    one that is evaluated, selected and kept. None for the weights as they are."""
+    sync_batchnorm: bool = True
+    """Where several processes share a batch: batch norm over all of it, as in one process. Without, each normalises its
+    own images, which is faster, and the result depends on the number of processes."""
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm over all parameters of a student; larger gradients are scaled down."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks; `auto` is bf16 autocast where that is faster. The record says which ran."""
 
     @model_validator(mode="after")
-    def _one_gradient_to_clip(self) -> Train:
-        if self.clip_norm is not None and isinstance(self.optimizer, Dot):
-            raise ValueError("clip_norm bounds one gradient, and the optimizer dot has two; leave one of both out.")
+    def _one_gradient(self) -> Train:
+        for name, asked in (("clip_norm", self.clip_norm is not None), ("accumulate", self.accumulate > 1)):
+            if asked and isinstance(self.optimizer, Dot):
+                raise ValueError(f"{name} is of one gradient, and the optimizer dot has two; leave one of both out.")
+        if self.accumulate > max(self.batch_size // 2, 1):
+            raise ValueError(f"accumulate: {self.accumulate} parts of a batch of {self.batch_size} are below 2 images.")
         return self
 
 

@@ -1,8 +1,8 @@
 """Decoded images, kept: one uint8 array per split, checksummed, mapped into memory.
 
-`<cache_dir>/<name>/` holds `.npy` files and `meta.json`, which names each with its SHA-256 and tells what they were
-made from. An array file's name carries its checksum, and `meta.json` is written last: a reader never sees half of an
-old and half of a new cache.
+The folder `place(request)` holds `.npy` files and `meta.json`, which names each with its SHA-256 and tells what they
+were made from. An array file's name carries its checksum, and `meta.json` is written last: a reader never sees half of
+an old and half of a new cache.
 """
 
 from __future__ import annotations
@@ -18,53 +18,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otkd.core import plugins
+from otkd.core.cards import DataCard
+from otkd.core.datasets import Request, plugin_of
 from otkd.core.errors import DataError, StorageError
 from otkd.core.layout import atomic, write_text
 from otkd.core.locks import locked
-from otkd.data.source import Arrays, RawSplits, check
+from otkd.core.trial import digest
+from otkd.data.source import Arrays, EncodedSplits, RawSplits, check, check_encoded
 
 log = logging.getLogger(__name__)
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def load(name: str, *, data_dir: Path | None, cache_dir: Path) -> RawSplits:
-    """The images of data set `name`, from the cache when it is sound and up to date, else read anew and cached.
+def load(request: Request, card: DataCard) -> RawSplits:
+    """The images of a data set, from the cache when it is sound and up to date, else read anew and cached.
 
     Args:
-        name: a data set (`otkd list data`).
-        data_dir: the user's data folder, or None.
-        cache_dir: our folder for decoded images and downloads.
+        request: a data set that is held in memory.
+        card: what it should be.
 
     Raises:
-        OtkdError: there is no such data set; names the nearest.
         DataError: its images cannot be had, or are not what the card says.
     """
-    plugin = plugins.load("data", name)
-    folder, downloads = cache_dir / name, cache_dir / "downloads"
+    name, plugin = request.name, plugins.load("data", plugin_of(request.name))
+    folder = place(request)
     with locked(folder / ".lock"):
-        made_from = _fingerprint(name, plugin.sources(data_dir, downloads))
+        made_from = _fingerprint(request, plugin.sources(request))
         cached = _load_cached(folder, made_from)
         if cached is not None:
             return cached
         start = time.perf_counter()
-        raw: RawSplits = plugin.read(data_dir, downloads)
-        check(name, raw, plugin.CARD)
-        log.info(
-            "%s: read %d images in %.1f s", name, plugin.CARD.train + plugin.CARD.test, time.perf_counter() - start
-        )
+        raw: RawSplits = plugin.read(request)
+        check(name, raw, card)
+        log.info("%s: read %d images in %.1f s", name, card.train + card.test, time.perf_counter() - start)
         try:
-            _save(folder, raw, _fingerprint(name, plugin.sources(data_dir, downloads)))
+            _save(folder, raw, _fingerprint(request, plugin.sources(request)))
         except StorageError as error:
             log.warning("%s: going on without a cache: %s", name, error)
         return raw
 
 
-def _fingerprint(name: str, files: list[Path]) -> dict[str, Any]:
+def index(request: Request, card: DataCard) -> EncodedSplits:
+    """The images of a data set that is streamed, as they lie on disk. Errors as for `load`."""
+    with locked(place(request) / ".lock"):
+        encoded: EncodedSplits = plugins.load("data", plugin_of(request.name)).index(request)
+    check_encoded(request.name, encoded, card)
+    return encoded
+
+
+def place(request: Request) -> Path:
+    """The folder of what is kept of a data set with these options."""
+    chosen = request.options.model_dump(mode="json", exclude_defaults=True, exclude={"found"})
+    suffix = f"-{digest(chosen)[:8]}" if chosen else ""
+    return request.cache_dir / (request.name.replace("/", "-") + suffix)
+
+
+def _fingerprint(request: Request, files: list[Path]) -> dict[str, Any]:
     """What a cache depends on: the code that reads, and names, sizes and times of the files read."""
     stats = [(file.name, file.stat()) for file in files]
     return {
-        "reader": hashlib.sha256(plugins.source("data", name).read_bytes()).hexdigest(),
+        "reader": hashlib.sha256(plugins.source("data", plugin_of(request.name)).read_bytes()).hexdigest(),
         "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
     }
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from otkd.core.cards import Augment, DataCard
+from otkd.core.augment import Augment
+from otkd.core.cards import DataCard
+from otkd.core.datasets import Request
 from otkd.core.seeds import derive
 from otkd.data.source import Arrays, RawSplits
 from otkd.data.subset import balanced
@@ -28,12 +30,12 @@ CARD = DataCard(
 )
 
 
-def sources(data_dir: Path | None, download_to: Path) -> list[Path]:
+def sources(request: Request) -> list[Path]:
     """No files: the images come with scikit-learn."""
     return []
 
 
-def read(data_dir: Path | None, download_to: Path) -> RawSplits:
+def read(request: Request) -> RawSplits:
     """The images, their 17 grey levels spread over 0 … 255."""
     from sklearn.datasets import load_digits  # slow to import, and needed once: the result is cached
 

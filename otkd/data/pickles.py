@@ -1,6 +1,6 @@
 """Reading old data sets that come as Python pickles, without the code execution that pickles allow.
 
-otkd loads no pickle from disk. The `cifar-100-python` folder of the original distribution consists of them, so it is
+otkd loads no pickle from disk. The Python archives of CIFAR-10 and CIFAR-100 consist of them, so they are
 read by an unpickler that can build plain containers, text, numbers and numpy arrays, and refuses every other name.
 """
 

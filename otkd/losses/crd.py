@@ -54,6 +54,11 @@ class Config(TermConfig):
     width: PositiveInt = 128
     """Dimensions in which embeddings are compared."""
 
+    @property
+    def one_label(self) -> bool:
+        """Negatives are images of other classes."""
+        return True
+
 
 class Draw(NamedTuple):
     """Which rows of the banks a batch is compared with."""

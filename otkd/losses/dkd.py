@@ -39,6 +39,11 @@ class Config(TermConfig):
     standardize: bool = False
     """Bring each image's logits to mean 0 and standard deviation 1 first, in both networks."""
 
+    @property
+    def one_label(self) -> bool:
+        """The true class is told apart from the others."""
+        return True
+
 
 class Loss(TermLoss):
     """Both divergences from the teacher's to the student's softened predictions, mean over the batch."""

@@ -72,6 +72,11 @@ class Config(TermConfig):
     projection: Literal["auto", "none", "linear"] = "auto"
     """Learned linear map of the student to the teacher's width; `auto` builds one where the distance needs it."""
 
+    @property
+    def one_label(self) -> bool:
+        """Whether images are matched class by class."""
+        return self.by_class
+
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """A problem where the widths differ and nothing brings them together."""
         yield from super().check(student, teacher)

@@ -70,6 +70,11 @@ class Config(TermConfig):
     gradient: Literal["unrolled", "envelope"] = "unrolled"
     """Through the iterations, as the authors, or with the potentials held fixed, as the other terms here."""
 
+    @property
+    def one_label(self) -> bool:
+        """The true class keeps its mass."""
+        return True
+
     def check(self, student: ModelCard, teacher: ModelCard | None) -> Iterator[Problem]:
         """A problem where the teacher, whose features alone are compared, lacks the layer."""
         if teacher is not None:

@@ -28,6 +28,11 @@ class Config(TermConfig):
     temperature: PositiveFloat = 2.0
     """T, by which both networks' logits are divided."""
 
+    @property
+    def one_label(self) -> bool:
+        """An image's weight is of its label's probability."""
+        return True
+
 
 class Loss(TermLoss):
     """Weighted mean cross-entropy between both networks' softened predictions."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from otkd.core import plugins
+from otkd.core import datasets, plugins
 from otkd.core.cards import DataCard
-from otkd.core.errors import ConfigError, OtkdError, Problem, did_you_mean
+from otkd.core.errors import ConfigError, DataError, OtkdError, Problem, did_you_mean
 from otkd.core.layout import Layout
 from otkd.core.records import Label, SweepInfo
 from otkd.core.trial import Data, Model, Train, Trial, digest
@@ -69,16 +69,20 @@ class Variant(NamedTuple):
     objective: dict[str, dict[str, Any]]
 
 
-def make(loaded: Loaded) -> Plan:
+def make(loaded: Loaded, data_dir: Path | None = None, cache_dir: Path = Path("runs/cache")) -> Plan:
     """Expand a sweep into trials.
+
+    Args:
+        data_dir: the user's data folder, for images of their own.
+        cache_dir: our folder for what is known of these.
 
     Raises:
         ConfigError: with every problem of every part: data set, networks, terms, layers, values.
     """
     problems = list(loaded.problems)
-    data: Data | None = _section(loaded, "data", Data)
+    data = _surveyed(_section(loaded, "data", Data), data_dir, cache_dir, problems)
     methods: dict[str, dict[str, Any]] = _section(loaded, "methods", dict[str, dict[str, Any]]) or {}
-    card = None if data is None else plugins.cards("data").get(data.name)
+    card = None if data is None else data.card
     pairs = _known(_section(loaded, "pairs", tuple[Pair, ...]) or (), card, problems)
     if data is not None:
         problems += _data_problems(data)
@@ -90,10 +94,12 @@ def make(loaded: Loaded) -> Plan:
     for pair, own in variants.items():
         for variant in own:
             problems += _impossible(variant, pair)
+            problems += _unmixable(variant, data)
     train_t = _teacher_recipe(loaded.spec, problems) if loaded.spec else None
+    problems += _unshareable(loaded.spec, train_t)
     if problems or loaded.spec is None or data is None or train_t is None:
         raise ConfigError(loaded.source, dict.fromkeys(problems))
-    return _expand(loaded, loaded.spec, variants, train_t)
+    return _expand(loaded, loaded.spec.model_copy(update={"data": data}), variants, train_t)
 
 
 def _expand(loaded: Loaded, spec: SweepSpec, variants: dict[Pair, list[Variant]], train_t: Train) -> Plan:
@@ -164,15 +170,20 @@ def _section(loaded: Loaded, name: str, kind: Any) -> Any:
         return None
 
 
+def _surveyed(data: Data | None, data_dir: Path | None, cache_dir: Path, problems: list[Problem]) -> Data | None:
+    """The data with what is known of it; None where nothing can be."""
+    if data is None or not datasets.known(data.name):
+        problems += [] if data is None else [Problem("data.name", datasets.unknown(data.name))]
+        return None
+    try:
+        return datasets.survey(data, data_dir, cache_dir)
+    except DataError as error:
+        problems.append(Problem("data.name", str(error)))
+        return None
+
+
 def _data_problems(data: Data) -> Iterator[Problem]:
-    known = plugins.names("data")
-    if data.name in known:
-        yield from _split_problems(data, plugins.cards("data")[data.name])
-    else:
-        yield Problem("data.name", plugins.unknown("data set", data.name, known))
-
-
-def _split_problems(data: Data, card: DataCard) -> Iterator[Problem]:
+    card = data.card
     images = min(data.limit or card.train, card.train)
     if data.limit is not None and data.limit > card.train:
         yield Problem("data.limit", f"{data.name} has {card.train} training images, {data.limit} are asked for.")
@@ -308,6 +319,28 @@ def _impossible(variant: Variant, pair: Pair) -> Iterator[Problem]:
             yield Problem(where, f"({pair.student.name} ← {pair.teacher.name}) {problem.message}")
 
 
+def _unshareable(spec: SweepSpec | None, train_t: Train | None) -> Iterator[Problem]:
+    """Recipes that work in one process alone."""
+    if spec is None or spec.resources.gpus_per_trial == 1:
+        return
+    for recipe, where in ((spec.train, "train"), (train_t or spec.train, "teacher.train")):
+        text = f"does not work with resources.gpus_per_trial: {spec.resources.gpus_per_trial}; leave one of both out."
+        if recipe.accumulate > 1:
+            yield Problem(f"{where}.accumulate", text)
+        if recipe.optimizer.name == "dot":
+            yield Problem(f"{where}.optimizer", f"dot {text}")
+
+
+def _unmixable(variant: Variant, data: Data | None) -> Iterator[Problem]:
+    """Terms that are not defined for images of two labels."""
+    if data is None or data.augment is None or not data.augment.mixes:
+        return
+    for term, options in variant.objective.items():
+        if plugins.head("losses", term).Config.model_validate(options).one_label:
+            text = "is defined for images of one label; leave out data.augment.mixup and cutmix, or this term."
+            yield Problem(f"methods.{variant.method}.{term}", text)
+
+
 def _teacher(network: Model, title: str, data: Data, train: Train, seed: int) -> Planned:
     """The teacher's trial: a training with cross-entropy, or the measuring of given weights."""
     if network.weights is None:
@@ -369,7 +402,7 @@ def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], notes: 
 
 def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     """What has to stand beside the numbers: images, budget, selection rule."""
-    card: DataCard = plugins.cards("data")[data.name]
+    card = data.card
     images = data.limit or card.train
     val = int(data.val if data.val >= 1 else round(data.val * images))
     epochs_t = spec.teacher.train.get("epochs", spec.train.epochs)

@@ -12,7 +12,6 @@ from typing import IO, NamedTuple
 
 from rich.console import Console
 
-from otkd.core import plugins
 from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.sweep.live import Progress
@@ -134,11 +133,17 @@ def _runner(plan: Plan, layout: Layout, options: Options) -> Runner:
     from otkd.train.engine import Environment, fetch
     from otkd.train.weights import take_in
 
-    environment = Environment(layout=layout, data_dir=options.data_dir, device=options.device)
+    environment = Environment(
+        layout=layout, data_dir=options.data_dir, device=options.device, workers=plan.spec.resources.workers
+    )
     fetch(plan.spec.data, environment)
-    take_in(layout, plan.weights, plugins.cards("data")[plan.spec.data.name])
+    take_in(layout, plan.weights, plan.spec.data.card)
     if options.address == HERE:
         pick(options.device)
+    if options.local and plan.spec.resources.gpus_per_trial > 1:
+        raise OtkdError(
+            "resources.gpus_per_trial: --local trains in this process alone; leave --local out, or set it to 1."
+        )
     if options.local:
         from otkd.sweep.local import LocalRunner
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from otkd.core import plugins
+from otkd.core import datasets, plugins
 from otkd.core.config import StrictModel
 from otkd.core.errors import OtkdError, did_you_mean
 from otkd.core.layout import Layout
@@ -133,7 +133,11 @@ def _list_models(console: Console) -> None:
 
 def _list_data(console: Console) -> None:
     table = Table("data set", "classes", "images", "train", "test", "", box=None, pad_edge=False)
-    for name, card in plugins.cards("data").items():
+    for name in plugins.names("data"):
+        card = plugins.head("data", name).CARD
+        if datasets.surveyed(name):
+            table.add_row(f"{name}/<name>", "", "", "", "", card.about)
+            continue
         image = f"{card.channels}×{card.side}×{card.side}"
         table.add_row(name, str(card.classes), image, f"{card.train:,}", f"{card.test:,}", card.about)
     console.print(table)

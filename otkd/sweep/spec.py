@@ -87,6 +87,10 @@ class Resources(StrictModel):
     """CPU cores of a teacher in training, where that differs: teachers are few, and leave cores idle."""
     gpu: Annotated[float, Field(ge=0, strict=False)] | None = None
     """GPUs; a fraction lets several cohorts share one, 0 trains on the CPU. By default one, where there is one."""
+    gpus_per_trial: PositiveInt = 1
+    """Processes, each with a GPU where there are any, that share every batch of a cohort; each gets `cpu` cores."""
+    workers: NonNegativeInt = 2
+    """Processes of a cohort that decode images, where these are streamed from disk."""
     cohort: PositiveInt | Literal["auto"] = "auto"
     """Most trials to train together on one teacher pass; `auto` balances the pass against idle slots."""
     retries: NonNegativeInt = 1

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it 
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
@@ -26,6 +31,8 @@ from otkd.core.trial import Trial
 from otkd.sweep.runner import Listener, Mailbox, NoteHandler, deliver, threads
 from otkd.sweep.spec import Resources
 from otkd.train import CohortTrainer, Environment
+from otkd.train.device import pick
+from otkd.train.distributed import Group, GroupError, Place
 
 log = logging.getLogger("otkd")
 
@@ -33,11 +40,39 @@ REPORT_EVERY_S = 1.0
 """Epochs shorter than this are reported to the driver several at a time."""
 
 
+class Rank:
+    """One of the processes that train a cohort; usually the only one."""
+
+    def begin(self, config: dict[str, Any], place: Place, listener: Listener | None = None) -> None:
+        """Get ready, together with the others."""
+        trials = [Trial.model_validate_json(text) for text in config["cohort"]]
+        options = dict(config["environment"])
+        layout, data_dir = Layout(options.pop("layout")), options.pop("data_dir")
+        environment = Environment(layout=layout, data_dir=Path(data_dir) if data_dir else None, **options)
+        self.group = Group() if place.world == 1 else Group.open(place, pick(environment.device))
+        sink = Mailbox() if listener is None else listener
+        self.trainer = CohortTrainer(trials, sink, dataclasses.replace(environment, group=self.group))
+
+    def step(self) -> None:
+        """Train to the end of an epoch."""
+        self.trainer.step()
+
+    def end(self) -> None:
+        """Leave the others."""
+        group, self.group = getattr(self, "group", Group()), Group()
+        group.close()
+
+
 class CohortTrainable(tune.Trainable):
-    """A cohort as Tune sees it; an actor serves many of them, so torch is imported once."""
+    """A cohort as Tune sees it; an actor serves many of them, so torch is imported once.
+
+    Where a cohort has several processes this is the first; the others are actors in the other bundles of its placement
+    group, which live as long as the cohort.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self._mailbox = Mailbox()
+        self._own, self._peers = Rank(), list[Any]()
         logging.getLogger("otkd").handlers = [NoteHandler(self._mailbox)]
         self._begin(config)
 
@@ -45,24 +80,34 @@ class CohortTrainable(tune.Trainable):
         self._begin(new_config)
         return True
 
+    def cleanup(self) -> None:
+        self._end()
+
     def step(self) -> dict[str, Any]:
         begin = time.monotonic()
         with self._told():
             while not self._over and time.monotonic() - begin < REPORT_EVERY_S:
-                self._trainer.step()
+                self._together("step")
+        if self._over:
+            self._end()
         return {"events": self._mailbox.take(), "refusal": self._refusal, "done": self._over}
 
     @property
     def _over(self) -> bool:
-        return self._broken or self._trainer.done
+        return self._broken or self._own.trainer.done
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """The driver hears of an error, along with everything that was reported before it; Tune does not."""
+        """The driver hears of an error, along with everything that was reported before it; Tune does not.
+
+        But for a process that was lost: Tune begins such a cohort again.
+        """
         try:
             yield
         except StorageError as error:
             self._broken, self._refusal = True, str(error)
+        except (GroupError, RayError):
+            raise
         except Exception as error:
             self._broken = True
             self._mailbox.note(f"a cohort failed: {type(error).__name__}: {error}")
@@ -75,14 +120,56 @@ class CohortTrainable(tune.Trainable):
         """`setup` has resumed from the trials' own checkpoints already."""
 
     def _begin(self, config: dict[str, Any]) -> None:
-        trials = [Trial.model_validate_json(text) for text in config["cohort"]]
-        environment = dict(config["environment"])
-        layout = Layout(environment.pop("layout"))
-        data_dir = environment.pop("data_dir")
-        settings = Environment(layout=layout, data_dir=Path(data_dir) if data_dir else None, **environment)
         self._broken, self._refusal = False, ""
+        config = dict(config)
+        world, here = config.pop("world"), config.pop("here")
+        places = _places(world, here)
+        self._peers = _peers(world)
         with self._told():
-            self._trainer = CohortTrainer(trials, self._mailbox, settings)
+            begun = [peer.begin.remote(config, place) for peer, place in zip(self._peers, places[1:], strict=True)]
+            self._meet(begun, partial(self._own.begin, config, places[0], self._mailbox))
+
+    def _together(self, name: str) -> None:
+        """Have all processes do the same."""
+        self._meet([getattr(peer, name).remote() for peer in self._peers], getattr(self._own, name))
+
+    def _meet(self, asked: list[Any], own: Callable[[], None]) -> None:
+        """Do one's own part; where it fails for another's failure, that one's error says more."""
+        try:
+            own()
+        except GroupError:
+            ray.get(asked)
+            raise
+        ray.get(asked)
+
+    def _end(self) -> None:
+        self._own.end()
+        for peer in self._peers:
+            ray.kill(peer)
+        self._peers = []
+
+
+def _places(world: int, here: bool) -> list[Place]:
+    """Where each process stands: on one machine they meet by a file, on several by an address."""
+    if here:
+        file = Path(tempfile.mkdtemp(prefix="otkd-")) / "meeting" if world > 1 else Path()
+        return [Place(rank, world, file=str(file)) for rank in range(world)]
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+    return [Place(rank, world, ray.util.get_node_ip_address(), port) for rank in range(world)]
+
+
+def _peers(world: int) -> list[Any]:
+    """The other processes of a cohort, one in each further bundle of its placement group."""
+    group = ray.util.get_current_placement_group()
+    peers = []
+    for bundle in range(1, world):
+        asked = group.bundle_specs[bundle]
+        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        options = {"num_cpus": asked.get("CPU", 0), "num_gpus": asked.get("GPU", 0), "scheduling_strategy": where}
+        peers.append(ray.remote(Rank).options(**options).remote())
+    return peers
 
 
 class RayRunner:
@@ -111,7 +198,8 @@ class RayRunner:
                 f"Ray at {self.address!r} does not answer: {error}. Without --address it runs here."
             ) from error
         self.total = ray.cluster_resources()
-        wanted = 1 if self.resources.gpu is None else self.resources.gpu
+        whole = self.resources.gpu is None or self.resources.gpus_per_trial > 1
+        wanted = 1 if whole else self.resources.gpu
         self.gpu = wanted if self.total.get("GPU", 0) else 0
         return self
 
@@ -120,8 +208,9 @@ class RayRunner:
 
     def slots(self, cpu: float) -> int:
         """As many as cores and GPUs allow; at least one."""
-        by_cpu = int(self.total["CPU"] / self._cpu(cpu))
-        return max(1, min(by_cpu, int(self.total["GPU"] / self.gpu)) if self.gpu else by_cpu)
+        world = self.resources.gpus_per_trial
+        by_cpu = int(self.total["CPU"] / (world * self._cpu(cpu)))
+        return max(1, min(by_cpu, int(self.total["GPU"] / (world * self.gpu))) if self.gpu else by_cpu)
 
     def run(self, cohorts: Sequence[Sequence[Trial]], cpu: float, listener: Listener) -> None:
         """Train all of them; a cohort whose worker keeps dying is named and left for the next attempt.
@@ -129,19 +218,27 @@ class RayRunner:
         Raises:
             StorageError: nothing more can be written.
         """
-        environment = dataclasses.asdict(dataclasses.replace(self.environment, threads=threads(cpu, self.total["CPU"])))
-        if not self.gpu:
-            environment["device"] = "cpu"  # Ray leaves GPUs visible to those who asked for none
-        layout = self.environment.layout
-        environment["layout"] = str(layout.root.resolve())
-        environment["data_dir"] = str(self.environment.data_dir.resolve()) if self.environment.data_dir else None
+        world, layout, data_dir = self.resources.gpus_per_trial, self.environment.layout, self.environment.data_dir
+        environment = {
+            "layout": str(layout.root.resolve()),
+            "data_dir": str(data_dir.resolve()) if data_dir else None,
+            "device": self.environment.device
+            if self.gpu
+            else "cpu",  # Ray leaves GPUs visible to those who ask for none
+            "threads": threads(self._cpu(cpu), self.total["CPU"]),
+            "workers": self.environment.workers,
+            "checkpoint_s": self.environment.checkpoint_s,
+        }
         space = {
             "cohort": tune.grid_search([[trial.model_dump_json() for trial in cohort] for cohort in cohorts]),
             "environment": environment,
+            "world": world,
+            "here": self.address == "local",
         }
+        bundle = {"CPU": self._cpu(cpu), **({"GPU": self.gpu} if self.gpu else {})}
         courier = _Courier(listener)
         tuner = tune.Tuner(
-            tune.with_resources(CohortTrainable, {"cpu": self._cpu(cpu), "gpu": self.gpu}),
+            tune.with_resources(CohortTrainable, tune.PlacementGroupFactory([bundle] * world, strategy="PACK")),
             param_space=space,
             tune_config=tune.TuneConfig(reuse_actors=True, trial_dirname_creator=lambda trial: trial.trial_id),
             run_config=tune.RunConfig(
@@ -157,7 +254,8 @@ class RayRunner:
             raise StorageError(courier.refusal)
 
     def _cpu(self, cpu: float) -> float:
-        return min(cpu, self.total["CPU"])
+        """Cores of one process: as many as are asked for, or its share of all there are."""
+        return min(cpu, max(self.total["CPU"] // self.resources.gpus_per_trial, 1))
 
 
 class _Courier(tune.Callback, tune.Stopper):

@@ -18,7 +18,6 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy import dtype
 
-from otkd.core import plugins
 from otkd.core.cards import DataCard
 from otkd.core.trial import Trial
 from otkd.track.store import Store
@@ -59,7 +58,7 @@ def _logged(store: Store, run_id: str) -> bool:
 def _save(path: Path, head: Model, trial: Trial, weights: Path) -> None:
     import mlflow.pyfunc
 
-    card: DataCard = plugins.cards("data")[trial.data.name]
+    card = trial.data.card
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.pyfunc")
     mlflow.pyfunc.save_model(
         str(path),

@@ -77,12 +77,17 @@ class Stopwatch:
             yield
             self._seconds += time.perf_counter() - begin_s
 
-    def read(self) -> float:
+    def total(self) -> float:
         """Seconds since the last reading. On CUDA this waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-        seconds, self._seconds, self._events = self._seconds, 0.0, []
+            self._events = []
+        return self._seconds
+
+    def read(self) -> float:
+        """The same, and begin anew."""
+        seconds, self._seconds = self.total(), 0.0
         return seconds
 
 

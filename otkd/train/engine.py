@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from otkd.core import names
 from otkd.core.errors import StorageError, TrialError
 from otkd.core.layout import Layout, write_text
 from otkd.core.output import Batch, ModelOutput
-from otkd.core.records import EpochRecord, MetricSink, Picture, Pictures, TrialResult
-from otkd.core.trial import Data, Trial
-from otkd.data.pipeline import Batches, prepare
+from otkd.core.records import EpochRecord, FanOut, MetricSink, Picture, Pictures, TrialResult
+from otkd.core.trial import Data, Dot, Trial
+from otkd.data.batches import Batches
+from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
 from otkd.train.device import Stopwatch, autocast_dtype, peak_mib, pick
+from otkd.train.distributed import Group
 from otkd.train.evaluate import evaluate
 from otkd.train.measure import compression
 from otkd.train.provenance import provenance
@@ -38,6 +39,8 @@ from otkd.train.teacher import Teacher
 
 log = logging.getLogger("otkd")
 
+SAVING = 0.05
+"""The most of the time that may go into checkpoints, while epochs are long."""
 SNAPSHOT_CLASSES = 8
 """How many classes the images for snapshots are of, so that several are of one class."""
 SNAPSHOT_IMAGES = 128
@@ -56,8 +59,12 @@ class Environment:
     """`cpu`, `cuda`, `cuda:1`, or `auto`."""
     threads: int | None = None
     """CPU threads; None leaves torch's own choice."""
+    group: Group = field(default_factory=Group)
+    """The processes that share every batch; by default this one alone. What they train lies where all can read it."""
+    workers: int = 2
+    """Processes that decode images, where these are streamed."""
     checkpoint_s: float = 15.0
-    """Seconds of training between checkpoints; written at the end of the epoch in which they run out."""
+    """Seconds of training between checkpoints."""
 
 
 def fit(trials: Sequence[Trial], sink: MetricSink, environment: Environment | None = None) -> list[TrialResult]:
@@ -97,8 +104,12 @@ class CohortTrainer:
             raise TrialError("a cohort is one or more trials that differ in nothing but their objective.")
         if environment.threads:
             torch.set_num_threads(environment.threads)
-        self.sink, self.environment, self.layout = sink, environment, environment.layout
-        self.device = pick(environment.device)
+        self.environment, self.layout, self.group = environment, environment.layout, environment.group
+        self.leads = self.group.rank == 0
+        """Whether this process writes and tells; the others only compute."""
+        self.sink = sink if self.leads else FanOut()
+        self.device = pick(environment.device) if self.group.world == 1 else self.group.device
+        self._expect_shareable(trials)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.dtype = autocast_dtype(trials[0].train.precision, self.device)
@@ -112,12 +123,17 @@ class CohortTrainer:
             Teacher(first.teacher, self.layout, self.splits, self.device, self.dtype) if first.teacher else None
         )
         self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
-        self.students = self._students(trials)
+        self._image_2CHW = next(self.test.ordered(2, whole=True)).image
+        self._probe = self._facts(first)
+        self.students = [student for trial in trials if (student := self._enter(trial)) is not None]
+        places = [(student.trial.key, student.place) for student in self.students]
+        self.group.same_on_all(str(places), "how far the trials have come")
         self._prepare([student for student in self.students if student.to_prepare])
         for student in [student for student in self.students if student.done]:  # with weights that are only measured
             with self._contained(student):
                 self._end(student)
-        self._saved = time.monotonic()
+        self._under_way: list[Student] = []
+        self._saved, self._save_s = time.monotonic(), 0.0
 
     @property
     def done(self) -> bool:
@@ -125,27 +141,37 @@ class CohortTrainer:
         return not self.students
 
     def step(self) -> list[EpochRecord]:
-        """Train one epoch of those members that are furthest behind (all, unless some have a stage before training)."""
-        tick = min(student.tick for student in self.students)
-        members = [student for student in self.students if student.tick == tick]
-        self._train_epoch(tick, members)
+        """Train to the end of an epoch those members that are furthest behind; all, unless some have a stage before."""
+        tick, begun = min(student.place for student in self.students)
+        members = [student for student in self.students if student.place == (tick, begun)]
+        self._train_epoch(tick, begun, members)
+        shared = self._teacher_clock.read(), self._data_clock.read()
         records = []
         for student in self._alive(members):
             with self._contained(student):
-                records.append(self._close_epoch(student))
+                records.append(self._close_epoch(student, *shared))
                 self.sink.epoch(records[-1])
         for student in members:
             with self._contained(student):
                 self._end(student)
-        if time.monotonic() - self._saved >= self.environment.checkpoint_s:
-            self.save()
+        self._save_by_the_clock()
         return records
 
     def save(self) -> None:
         """Write a checkpoint of every member that is still in training."""
+        if not self.leads:
+            return
+        begin = time.monotonic()
+        shared = self._teacher_clock.total(), self._data_clock.total()
         for student in self.students:
-            student.save()
+            student.save(shared if student in self._under_way else (0.0, 0.0))
         self._saved = time.monotonic()
+        self._save_s = self._saved - begin
+
+    def _save_by_the_clock(self) -> None:
+        """A checkpoint, unless the last one is recent, or checkpoints would take more than a share of the time."""
+        if time.monotonic() - self._saved >= max(self.environment.checkpoint_s, self._save_s / SAVING):
+            self.save()
 
     def _batches(self, trial: Trial, split: str) -> Batches:
         return Batches(
@@ -155,41 +181,48 @@ class CohortTrainer:
             batch_size=trial.train.batch_size,
             seed=trial.seed,
             device=self.device,
+            workers=self.environment.workers,
+            skip=trial.data.skip,
+            shard=self.group.shard,
         )
 
-    def _students(self, trials: Sequence[Trial]) -> list[Student]:
-        image_2CHW = next(iter(self.test.ordered(2))).image
-        probe = self._probe(trials[0], image_2CHW)
-        students = []
-        for trial in trials:
-            folder = self.layout.trial(trial.key)
-            if folder.done:
-                self.results[trial.key] = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
-                continue
-            write_text(folder.trial, trial.model_dump_json(indent=1))
-            self.sink.start(trial)
-            try:
-                student = Student(
-                    trial,
-                    self.layout,
-                    image_2CHW=image_2CHW,
-                    probe=probe,
-                    card=self.splits.card,
-                    dtype=self.dtype,
-                )
-            except Exception as error:
-                self._fail(trial, error, (), time.time())
-            else:
-                students.append(student)
-        return students
+    def _expect_shareable(self, trials: Sequence[Trial]) -> None:
+        """What cannot be shared between processes is refused."""
+        for trial in trials if self.group.world > 1 else ():
+            if trial.train.accumulate > 1 or isinstance(trial.train.optimizer, Dot):
+                raise TrialError("accumulate and the optimizer dot work in one process: gpus_per_trial: 1.")
 
-    def _probe(self, trial: Trial, image_2CHW: Tensor) -> Callable[[ModelOutput], Probe]:
+    def _enter(self, trial: Trial, parts: int = 1) -> Student | None:
+        """A trial as a member; None when it has been trained before, or cannot be built, which its result says."""
+        folder = self.layout.trial(trial.key)
+        if folder.done:
+            self.results[trial.key] = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
+            return None
+        if self.leads:
+            write_text(folder.trial, trial.model_dump_json(indent=1))
+        self.sink.start(trial)
+        try:
+            return Student(
+                trial,
+                self.layout,
+                image_2CHW=self._image_2CHW,
+                probe=self._probe,
+                card=self.splits.card,
+                dtype=self.dtype,
+                group=self.group,
+                parts=parts,
+            )
+        except Exception as error:
+            self._fail(trial, error, (), time.time())
+            return None
+
+    def _facts(self, trial: Trial) -> Callable[[ModelOutput], Probe]:
         """What all members' terms get to know, but for the student's output."""
         known: dict[str, Any] = {
-            "teacher": self.teacher(image_2CHW) if self.teacher else None,
+            "teacher": self.teacher(self._image_2CHW) if self.teacher else None,
             "classes": self.splits.card.classes,
             "labels_N": torch.as_tensor(self.splits.train.labels, device=self.device),
-            "batch_size": min(trial.train.batch_size, len(self.splits.train.labels)),
+            "batch_size": min(trial.train.batch_size, len(self.splits.train.labels)) // trial.train.accumulate,
         }
         return partial(Probe, **known, **(self.teacher.facts if self.teacher else {}))
 
@@ -211,36 +244,66 @@ class CohortTrainer:
             with self._contained(student):
                 student.prepare(shared_s)
 
-    def _train_epoch(self, tick: int, members: list[Student]) -> None:
+    def _train_epoch(self, tick: int, begun: int, members: list[Student]) -> None:
+        """Train the batches of an epoch but for those that were trained before an interruption."""
         for student in members:
             student.begin_epoch()
+        self._under_way = members
         steps = len(self.train)
-        batches = iter(self.train.epoch(tick))
+        batches = iter(self.train.epoch(tick, start=begun))
         while True:
             with self._data_clock.running():
                 batch = next(batches, None)
-            if batch is None or not self._alive(members):
+            if batch is None or not (alive := self._alive(members)):
                 break
-            self._train_batch(batch, self._alive(members), steps)
+            self._train_batch(batch, alive, steps)
+            self._save_by_the_clock()
+        self._under_way = []
 
     def _train_batch(self, batch: Batch, members: list[Student], steps: int) -> None:
         out_t = None
         if self.teacher and any(student.needs_teacher for student in members):
             with self._teacher_clock.running():
-                out_t = self.teacher(batch.image)
+                out_t = self.group.gather(self.teacher(batch.image), self.group.sizes(len(batch.target)))
         for student in members:
             with self._contained(student):
-                student.train_step(batch, out_t, steps)
+                try:
+                    student.train_step(batch, out_t, steps)
+                except torch.OutOfMemoryError:
+                    if self.group.world > 1:
+                        raise
+                    self._begin_smaller(student)
+
+    def _begin_smaller(self, student: Student) -> None:
+        """A member for whose batches there is no memory begins anew, with each of them cut in twice as many parts."""
+        parts = 2 * student.parts
+        if parts > student.trial.train.batch_size // 2:
+            raise TrialError(f"not enough memory, though each batch was cut into {student.parts} parts already")
+        log.warning(
+            "%s: not enough memory; it begins anew with each batch in %d parts, which batch norm sees one at a time",
+            student.trial.key,
+            parts,
+        )
+        self.students.remove(student)
+        checkpoint.remove(student.folder)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if (smaller := self._enter(student.trial, parts)) is not None:
+            self.students.append(smaller)
+            self._prepare([smaller] if smaller.to_prepare else [])
 
     def _alive(self, members: list[Student]) -> list[Student]:
         return [student for student in members if not student.problem and student in self.students]
 
-    def _close_epoch(self, student: Student) -> EpochRecord:
+    def _close_epoch(self, student: Student, teacher_s: float, data_s: float) -> EpochRecord:
+        student.settle()
         begin = time.perf_counter()
         val = self._evaluate(student, self.val) if self.val else {}
         eval_s = time.perf_counter() - begin
-        teacher_s, data_s = self._shared_seconds(student.tick)
-        own_s = student.clock.read()
+        own_s, teacher_s, data_s = (
+            before + since
+            for before, since in zip(student.running.seconds, (student.clock.read(), teacher_s, data_s), strict=True)
+        )
         epoch_s = own_s + data_s + (teacher_s if student.needs_teacher else 0.0)
         metrics = {
             names.OWN_S: own_s,
@@ -253,16 +316,9 @@ class CohortTrainer:
         }
         return student.end_epoch(metrics, val)
 
-    def _shared_seconds(self, tick: int) -> tuple[float, float]:
-        """Seconds of teacher and data in the epoch at `tick`, the same for every member."""
-        if getattr(self, "_shared_tick", None) != tick:
-            self._shared_tick = tick
-            self._shared = self._teacher_clock.read(), self._data_clock.read()
-        return self._shared
-
     def _evaluate(self, student: Student, batches: Batches) -> dict[str, float]:
         answers_N = self.teacher.answers(batches) if self.teacher else None
-        return evaluate(student.deployed, batches, self.device, self.dtype, answers_N)
+        return evaluate(student.deployed, batches, self.dtype, answers_N, self.group)
 
     def _end(self, student: Student) -> None:
         if student not in self.students:
@@ -276,13 +332,15 @@ class CohortTrainer:
         """What is measured once: test accuracy with last and best weights, size and speed; the teacher's too."""
         last = self._evaluate(student, self.test)
         figures = {names.test("last", name): value for name, value in last.items()}
-        checkpoint.save_weights(student.folder.last, student.weights())
-        self._keep_snapshots(student)
+        if self.leads:
+            checkpoint.save_weights(student.folder.last, student.weights())
+            self._keep_snapshots(student)
         if student.best is not None:
-            checkpoint.save_weights(student.folder.best, student.best.weights)
+            if self.leads:
+                checkpoint.save_weights(student.folder.best, student.best.weights)
             figures |= {names.BEST_EPOCH: float(student.best.epoch), names.BEST_VAL_TOP1: student.best.top1}
             figures |= {names.test("best", name): value for name, value in self._best_figures(student, last).items()}
-        figures |= compression(student.deployed, self.splits.card)
+        figures |= compression(student.deployed, self.splits.card) if self.leads else {}
         figures[names.PREPARE_S] = student.prepare_s
         figures[names.WALL_S] = student.prepare_s + sum(record.metrics[names.EPOCH_S] for record in student.history)
         return figures | (self.teacher.metrics if self.teacher else {})
@@ -311,8 +369,15 @@ class CohortTrainer:
 
     def _finish(self, student: Student, status: str, figures: dict[str, float]) -> None:
         result = self._result(student.trial, status, figures, student.problem, student.history, student.started)
-        write_text(student.folder.result, result.model_dump_json(indent=1))
-        checkpoint.remove(student.folder)
+        if self.group.world > 1:
+            processes = {"processes": str(self.group.world)}
+            result = result.model_copy(update={"provenance": {**result.provenance, **processes}})
+        if student.parts > student.trial.train.accumulate:
+            parts = f"{student.parts} instead of {student.trial.train.accumulate}, for want of memory"
+            result = result.model_copy(update={"provenance": {**result.provenance, "accumulate": parts}})
+        if self.leads:
+            write_text(student.folder.result, result.model_dump_json(indent=1))
+            checkpoint.remove(student.folder)
         self._announce(result)
         self.students.remove(student)
 
@@ -326,7 +391,7 @@ class CohortTrainer:
             self.students.remove(student)
 
     def _fail(self, trial: Trial, error: Exception, history: Sequence[EpochRecord], started: float) -> None:
-        if isinstance(error, StorageError):
+        if isinstance(error, StorageError) or self.group.world > 1:  # the other processes cannot know of it
             raise error
         path = self.layout.trial(trial.key).error
         write_text(path, "".join(traceback.format_exception(error)))

@@ -101,7 +101,7 @@ def export(
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
         raise OtkdError(plugins.unknown("form", unknown[0], list(FORMS)))
-    card: DataCard = plugins.cards("data")[trial.data.name]
+    card = trial.data.card
     student = Deployed(restore(trial, weights), card).eval()
     stem = folder / f"{trial.student.name.replace('/', '-')}-{trial.key}{suffix}"
     return [_export(form, student, trial, card, stem) for form in forms or FORMS]

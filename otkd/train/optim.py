@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +21,21 @@ def optimizer(config: Sgd | AdamW | Dot, parameters: Iterable[nn.Parameter]) -> 
 
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adamw": torch.optim.AdamW,
+    "sgd": partial(torch.optim.SGD, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     "dot": dot.Dot,
 }
 
 
-def backward(optimizer: torch.optim.Optimizer, output: ObjectiveOutput) -> None:
-    """Gradients of the objective: of its sum, or of both parts for an optimizer that tells them apart."""
+def backward(optimizer: torch.optim.Optimizer, output: ObjectiveOutput, share: float = 1.0) -> None:
+    """Gradients of the objective: of its sum, or of both parts for an optimizer that tells them apart.
+
+    Args:
+        share: what the sum is multiplied by, where a batch is cut into parts.
+    """
     split = getattr(optimizer, "backward", None)
     if split is None:
-        output.loss.backward()
+        (output.loss if share == 1 else output.loss * share).backward()
     else:
         split(output.task, output.distilled)
 

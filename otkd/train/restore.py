@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from otkd.core import plugins
-from otkd.core.cards import DataCard
 from otkd.core.trial import Trial
 from otkd.models.factory import create
 
@@ -19,7 +18,7 @@ def restore(trial: Trial, weights: Mapping[str, Tensor]) -> nn.Module:
         trial: how it was trained.
         weights: the state dict that the trial kept.
     """
-    card: DataCard = plugins.cards("data")[trial.data.name]
+    card = trial.data.card
     network = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
     for term in trial.objective:
         rebuild = getattr(plugins.load("losses", term), "rebuild", None)

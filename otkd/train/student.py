@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,9 +21,13 @@ from otkd.losses.base import Probe, Snapshot
 from otkd.losses.objective import MAIN, Objective, ObjectiveOutput, Position
 from otkd.models.factory import create
 from otkd.train import checkpoint, weights
+from otkd.train.average import Average
+from otkd.train.batchnorm import synchronised
 from otkd.train.device import RandomStream, Stopwatch
-from otkd.train.evaluate import hits
+from otkd.train.distributed import Group
+from otkd.train.evaluate import best_five, hits
 from otkd.train.optim import backward, lr_factor, optimizer
+from otkd.train.running import Running
 
 CHECK_EVERY = 50
 """Steps between looks at whether the loss is still finite, on devices where a look makes the host wait."""
@@ -48,6 +52,8 @@ class Student:
         image_2CHW: two images.
         probe: what the terms get to know, given the student's output for the two images.
         card: the data set.
+        group: the processes that share every batch.
+        parts: how many parts a batch is cut into at the least; the recipe may ask for more.
     """
 
     def __init__(
@@ -59,19 +65,30 @@ class Student:
         probe: Callable[[ModelOutput], Probe],
         card: DataCard,
         dtype: torch.dtype | None,
+        group: Group,
+        parts: int = 1,
     ) -> None:
         self.trial = trial
+        self.group = group
         self.folder = layout.trial(trial.key)
         self.device, self.dtype = image_2CHW.device, dtype
         network = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
         if trial.student.weights is not None:
             weights.begin(network, layout, trial.student, card)
         self.model: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)
+        if group.world > 1 and trial.train.sync_batchnorm:
+            synchronised(self.model)
         self.objective = Objective(trial.objective, probe(_probe(self.model, image_2CHW)), trial.seed).to(self.device)
         self.stages = self.objective.stages
-        self.random = RandomStream(derive(trial.seed, "dropout"), self.device)
+        purposes = (f"dropout/{group.rank}", "terms")  # processes differ in what they forward, not in the objective
+        self.random, self.draws = (RandomStream(derive(trial.seed, purpose), self.device) for purpose in purposes)
         self.tick = 1 - sum(stage.epochs for stage in self.stages)
+        self._parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = self._new_optimizer()
+        self.parts = max(parts, trial.train.accumulate)
+        """Parts of a batch whose gradients are added up."""
+        self.average = Average(self._bare, trial.train.ema) if trial.train.ema is not None else None
+        self.running = Running(self.device)
         self.history: list[EpochRecord] = []
         self.best: Best | None = None
         self.started = time.time()
@@ -101,8 +118,13 @@ class Student:
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that is evaluated, measured and kept: the student, and what a term puts on it."""
-        return self.objective.deployed(self.model)
+        """The network that is evaluated, measured and kept: the student or its average, and what a term puts on it."""
+        return self._bare if self.average is None else self.average.module
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The tick, and the batches of its epoch that are done."""
+        return self.tick, self.running.steps
 
     @property
     def needs_teacher(self) -> bool:
@@ -131,14 +153,11 @@ class Student:
 
     def begin_epoch(self) -> None:
         """Get ready for the current tick."""
-        if self.position.epoch == 1:
+        if self.position.epoch == 1 and not self.running.steps:
             self.optimizer = self._new_optimizer()
         self.model.train()
         self.objective.train()
-        self._step = self._looked = 0
-        self._sums: dict[str, Tensor] = {}
-        self._seen = 0
-        self._unsound = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._looked = self.running.steps
 
     def train_step(self, batch: Batch, out_t: ModelOutput | None, steps: int) -> None:
         """Forward, backward, update. Sets `problem` once the loss is no longer finite.
@@ -147,20 +166,46 @@ class Student:
             steps: batches in this epoch.
         """
         position = self.position
-        self._set_lr(position.stage, self._step / steps)
-        with self.clock.running(), self.random:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                out_s = self.model(batch.image) if self._takes_part(position.stage) else None
-                output = self.objective(out_s, out_t, batch, position)
-            self.optimizer.zero_grad(set_to_none=True)
-            backward(self.optimizer, output)
+        self._set_lr(position.stage, self.running.steps / steps)
+        with self.clock.running():
+            for parameter in self._parameters:
+                parameter.grad = None
+            for part, part_t in cut(batch, out_t, self.parts):
+                out_s = self._learn(part, part_t, position, len(part.target) / len(batch.target))
+            self.group.sum_gradients(self.model.parameters())
             if self.trial.train.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._parameters(), self.trial.train.clip_norm)
+                nn.utils.clip_grad_norm_(self._parameters, self.trial.train.clip_norm)
             self.optimizer.step()
-            self._count(output, out_s, out_t, batch.target)
-        self._step += 1
-        if self._step - self._looked >= self.check_every or self._step == steps:
-            self._look_for_divergence(out_s, out_t)
+            if self.average is not None:
+                self.average.update(self._bare)
+        self.running.steps += 1
+        if self.running.steps - self._looked >= self.check_every or self.running.steps == steps:
+            self._look_for_divergence(out_s, part_t)
+
+    def _learn(self, batch: Batch, out_t: ModelOutput | None, position: Position, share: float) -> ModelOutput | None:
+        """Add the gradients of a batch, or of the part of one that is that share of it."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            out_s = self._forward(batch) if self._takes_part(position.stage) else None
+            with self.draws:
+                output = self.objective(out_s, out_t, batch, position)
+        backward(self.optimizer, output, share)
+        self._count(output, out_s, out_t, batch.target)
+        return out_s
+
+    def _forward(self, batch: Batch) -> ModelOutput:
+        """The network's output for the whole batch."""
+        with self.random:
+            own: ModelOutput = self.model(batch.image)
+        return self.group.gather(own, self.group.sizes(len(batch.target)))
+
+    def settle(self) -> None:
+        """At the end of an epoch: see that all processes have the same, batch norms' statistics and all."""
+        if self.group.world == 1:
+            return
+        if not self.trial.train.sync_batchnorm:
+            self.group.average_buffers(self.model)
+        self.group.check_same(self.model, f"the weights of {self.trial.key}")
+        self.group.broadcast(self.objective)
 
     def end_epoch(self, metrics: dict[str, float], val: dict[str, float]) -> EpochRecord:
         """Close the current tick and move on to the next.
@@ -170,7 +215,7 @@ class Student:
             val: figures on the validation images, empty without any.
         """
         position = self.position
-        sums = {name: total.item() / self._seen for name, total in self._sums.items()}
+        sums = self.running.means()
         figures = {f"val/{name}": value for name, value in val.items()}
         record = EpochRecord(
             key=self.trial.key,
@@ -184,6 +229,7 @@ class Student:
         if position.stage == MAIN and val and (self.best is None or val["top1"] > self.best.top1):
             self.best = Best(position.epoch, val["top1"], self.weights())
         self.tick += 1
+        self.running = Running(self.device)
         return record
 
     @torch.no_grad()
@@ -198,14 +244,22 @@ class Student:
         """A copy of the network's state dict on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.deployed.state_dict().items()}
 
-    def save(self) -> None:
-        """Write a checkpoint from which training goes on exactly as if it had not stopped."""
+    def save(self, shared: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Write a checkpoint from which training goes on exactly as if it had not stopped.
+
+        Args:
+            shared: seconds of teacher and data in the epoch under way.
+        """
         state = {
             "tick": self.tick,
+            "running": self.running.state((self.clock.total(), *shared)),
+            "parts": self.parts,
+            "average": self.average.state_dict() if self.average else None,
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": self.random.state,
+            "draws": self.draws.state,
             "history": [record.model_dump_json() for record in self.history],
             "best": tuple(self.best) if self.best else None,
             "started": self.started,
@@ -217,21 +271,26 @@ class Student:
         state = checkpoint.load(self.folder)
         if state is None:
             return False
-        self.tick = state["tick"]
+        self.tick, self.parts = state["tick"], state["parts"]
+        self.running.restore(state["running"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.random.state = state["random"]
+        self.random.state, self.draws.state = state["random"], state["draws"]
         self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
         self.best = Best(*state["best"]) if state["best"] else None
-        self.started, self.prepare_s = state["started"], state.get("prepare_s", 0.0)
+        self.started, self.prepare_s = state["started"], state["prepare_s"]
         return True
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return optimizer(self.trial.train.optimizer, self._parameters())
+        return optimizer(self.trial.train.optimizer, self._parameters)
 
-    def _parameters(self) -> Iterable[nn.Parameter]:
-        return [*self.model.parameters(), *self.objective.parameters()]
+    @property
+    def _bare(self) -> nn.Module:
+        """The student as it is, and what a term puts on it."""
+        return self.objective.deployed(self.model)
 
     def _takes_part(self, stage: str) -> bool:
         return all(own.student for own in self.stages if own.name == stage)
@@ -248,33 +307,41 @@ class Student:
         self, output: ObjectiveOutput, out_s: ModelOutput | None, out_t: ModelOutput | None, target_B: Tensor
     ) -> None:
         """Add this batch to the epoch's sums, on the device."""
-        size = len(target_B)
-        self._unsound |= ~torch.isfinite(output.loss.detach())
-        means = {names.TRAIN_LOSS: output.loss.detach(), **output.metrics}
-        own = out_s is not None and self.deployed is self.model  # else its own classifier is not the one that counts
+        self.running.unsound |= ~torch.isfinite(output.loss.detach())
+        own = out_s is not None and self._bare is self.model  # else its own classifier is not the one that counts
         counts = self._hits(out_s.logits.detach(), out_t, target_B) if own and out_s is not None else {}
-        for name, value in {**{name: mean * size for name, mean in means.items()}, **counts}.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._seen += size
+        self.running.add(len(target_B), {names.TRAIN_LOSS: output.loss.detach(), **output.metrics}, counts)
 
     def _hits(self, logits_BK: Tensor, out_t: ModelOutput | None, target_B: Tensor) -> dict[str, Tensor]:
         """How many images the student in training gets right, and how many as the teacher has them, times 100."""
-        top1, top5 = hits(logits_BK, target_B)
+        best_B5 = best_five(logits_BK)
+        top1, top5 = hits(best_B5, target_B)
         counts = {names.TRAIN_TOP1: 100 * top1, names.TRAIN_TOP5: 100 * top5}
         if out_t is not None and self.needs_teacher:
-            counts[names.TRAIN_AGREEMENT] = 100 * hits(logits_BK, out_t.logits.argmax(1))[0]
+            counts[names.TRAIN_AGREEMENT] = 100 * (best_B5[:, 0] == out_t.logits.argmax(1)).sum()
         return counts
 
     def _look_for_divergence(self, out_s: ModelOutput | None, out_t: ModelOutput | None) -> None:
-        if bool(self._unsound):
-            position = self.position
-            loss = self._sums[names.TRAIN_LOSS].item()
-            what = "not a number" if math.isnan(loss) else "infinite"
-            self.problem = f"the loss became {what} in {position.stage} epoch {position.epoch}, by step {self._step}"
-            unseen = self._step - self._looked
+        if bool(self.running.unsound):
+            position, step = self.position, self.running.steps
+            what = "not a number" if math.isnan(self.running.means()[names.TRAIN_LOSS]) else "infinite"
+            self.problem = f"the loss became {what} in {position.stage} epoch {position.epoch}, by step {step}"
+            unseen = step - self._looked
             self.problem += f", within the last {unseen} steps" if unseen > 1 else ""
             self.problem += _unsound_layers(out_s, out_t)
-        self._looked = self._step
+        self._looked = self.running.steps
+
+
+def cut(batch: Batch, out_t: ModelOutput | None, parts: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
+    """A batch, and the teacher's output for it, in so many parts of two images and more; they differ by one at most."""
+    size = len(batch.target)
+    parts = min(parts, max(size // 2, 1))
+    if parts == 1:
+        yield batch, out_t
+        return
+    for part in range(parts):
+        rows = slice(part * size // parts, (part + 1) * size // parts)
+        yield batch.rows(rows), out_t and out_t.rows(rows)
 
 
 @torch.no_grad()

@@ -14,10 +14,12 @@ from otkd.core.layout import Layout
 from otkd.core.output import Batch, ModelOutput
 from otkd.core.records import TrialResult
 from otkd.core.trial import Trial
-from otkd.data.pipeline import Batches, Splits
+from otkd.data.batches import Batches
+from otkd.data.pipeline import Splits
 from otkd.models.factory import create
 from otkd.train.checkpoint import load_weights
 from otkd.train.evaluate import EVAL_BATCH, predictions
+from otkd.train.fold import folded
 
 
 class Teacher:
@@ -47,6 +49,7 @@ class Teacher:
         self.model = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
         self.model.load_state_dict(load_weights(folder.last))
         self.model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._answering = _cast(folded(self.model), dtype)
         self._device, self._dtype, self._classes = device, dtype, card.classes
         self._answers: dict[int, Tensor] = {}
 
@@ -54,12 +57,12 @@ class Teacher:
     def __call__(self, image_BCHW: Tensor) -> ModelOutput:
         """The teacher's output; carries no gradient."""
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            output: ModelOutput = self.model(image_BCHW)
+            output: ModelOutput = self._answering(image_BCHW)
         return output
 
     def outputs(self, batches: Batches) -> Iterator[tuple[Batch, ModelOutput]]:
         """Every image once, in order, not augmented, with the teacher's output."""
-        for batch in batches.ordered(EVAL_BATCH):
+        for batch in batches.ordered(EVAL_BATCH, whole=True):
             yield batch, self(batch.image)
 
     @property
@@ -68,10 +71,18 @@ class Teacher:
         return facts(self.model, self._classes)
 
     def answers(self, batches: Batches) -> Tensor:
-        """The classes (N,) that the teacher predicts for images in order; computed once for each set."""
+        """The classes that the teacher predicts for the images of this process's shard; computed once for each set."""
         if id(batches) not in self._answers:
             self._answers[id(batches)] = predictions(self, batches)
         return self._answers[id(batches)]
+
+
+def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """What autocast would do to the weights of a frozen network in each of its forwards, once."""
+    for module in model.modules():
+        if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    return model
 
 
 def facts(model: nn.Module, classes: int) -> dict[str, Any]:

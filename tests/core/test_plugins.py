@@ -25,7 +25,7 @@ def test_heads_of_all_plugins_load_without_torch():
 
 
 def test_unknown_plugin_names_the_nearest():
-    with pytest.raises(OtkdError, match="Did you mean 'cifar100'"):
+    with pytest.raises(OtkdError, match="Did you mean 'cifar10'"):
         plugins.source("data", "cifar10O")
 
 

@@ -18,7 +18,7 @@ def trial(**changes):
 
 
 def test_key_of_a_reference_trial_is_pinned():
-    assert trial().key == "33e3daf514311853"
+    assert trial().key == "9db6cd1822b7089d"
 
 
 def test_spelling_out_a_default_changes_no_key():

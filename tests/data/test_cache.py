@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from otkd.core.datasets import DataOptions, Request, request_for
 from otkd.core.errors import DataError, OtkdError
+from otkd.core.trial import Data
 from otkd.data import cache, cifar100
 from otkd.data.source import RawSplits
 
@@ -19,13 +21,12 @@ Load = Callable[..., RawSplits]
 
 
 @pytest.fixture
-def load(parquet_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: RawSplits) -> Load:
-    """Load the small CIFAR-100, whose card is made to fit."""
+def load(parquet_dir: Path, tmp_path: Path, tiny: RawSplits) -> Load:
+    """Load the small CIFAR-100 with a card that fits."""
     card = replace(cifar100.CARD, train=len(tiny.train.labels), test=len(tiny.test.labels))
-    monkeypatch.setattr(cifar100, "CARD", card)
 
     def go(data_dir: Path | None = parquet_dir) -> RawSplits:
-        return cache.load("cifar100", data_dir=data_dir, cache_dir=tmp_path / "cache")
+        return cache.load(Request("cifar100", DataOptions(), data_dir, tmp_path / "cache"), card)
 
     return go
 
@@ -135,8 +136,10 @@ def test_unwritable_cache_only_warns(
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from otkd.data import cache;"
-        "print(int(cache.load('digits', data_dir=None, cache_dir=Path(sys.argv[1])).train.labels.sum()))"
+        "import sys; from pathlib import Path; from otkd.core.datasets import request_for;"
+        "from otkd.core.trial import Data;"
+        "from otkd.data import cache; data = Data(name='digits');"
+        "print(int(cache.load(request_for(data, None, Path(sys.argv[1])), data.card).train.labels.sum()))"
     )
     workers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in "ab"
@@ -149,4 +152,14 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 
 def test_unknown_data_set_gets_nearest_match(tmp_path: Path) -> None:
     with pytest.raises(OtkdError, match="Did you mean 'cifar100'"):
-        cache.load("cifar10", data_dir=None, cache_dir=tmp_path)
+        cache.load(Request("cifar1000", DataOptions(), None, tmp_path), cifar100.CARD)
+
+
+def test_options_have_caches_of_their_own(tmp_path: Path) -> None:
+    plain, extra = (
+        cache.place(request_for(Data(name="svhn", options=options), None, tmp_path))
+        for options in ({}, {"extra": True})
+    )
+    assert plain == tmp_path / "svhn"
+    assert extra.parent == tmp_path
+    assert extra != plain

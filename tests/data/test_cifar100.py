@@ -1,16 +1,15 @@
-"""CIFAR-100 in both layouts, whole and damaged."""
+"""CIFAR-100 in all of its layouts, whole and damaged."""
 
 import os
 import pickle
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torchvision.datasets.utils
+import torch
 
 from otkd.core.errors import DataError
 from otkd.core.trial import Data
@@ -21,129 +20,164 @@ from otkd.data.source import Arrays, RawSplits
 REAL = os.environ.get("OTKD_DATA_DIR")
 
 
-def assert_same(one: RawSplits, other: RawSplits) -> None:
-    for a, b in zip((*one.train, *one.test), (*other.train, *other.test), strict=True):
-        assert a.dtype == b.dtype
-        assert np.array_equal(a, b)
+@pytest.fixture
+def read(ask: Any) -> Any:
+    return lambda data_dir: cifar100.read(ask("cifar100", data_dir))
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> None:
-        raise URLError("no route to host")
+def sources(ask: Any) -> Any:
+    return lambda data_dir: cifar100.sources(ask("cifar100", data_dir))
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", refuse)
+
+@pytest.fixture
+def binary_dir(tmp_path: Path, tiny: RawSplits, layouts: Any) -> Path:
+    """The binary archive: a coarse label, the fine one, and the pixels."""
+    folder = tmp_path / "binary"
+    layouts.records(folder / "cifar-100-binary" / "train.bin", tiny.train, coarse=(19,))
+    layouts.records(folder / "cifar-100-binary" / "test.bin", tiny.test, coarse=(3,))
+    return folder
 
 
 @pytest.mark.parametrize("deeper", ["", "cifar100"])
-def test_parquet_layout(parquet_dir: Path, tiny: RawSplits, tmp_path: Path, deeper: str) -> None:
-    assert_same(cifar100.read(parquet_dir / deeper, tmp_path), tiny)
-    assert len(cifar100.sources(parquet_dir / deeper, tmp_path)) == 3
+def test_parquet_layout(read: Any, sources: Any, parquet_dir: Path, tiny: RawSplits, layouts: Any, deeper: str) -> None:
+    layouts.assert_same(read(parquet_dir / deeper), tiny)
+    assert len(sources(parquet_dir / deeper)) == 3
 
 
 @pytest.mark.parametrize("deeper", ["", "cifar-100-python"])
-def test_original_layout(original_dir: Path, tiny: RawSplits, tmp_path: Path, deeper: str) -> None:
-    assert_same(cifar100.read(original_dir / deeper, tmp_path), tiny)
-    assert len(cifar100.sources(original_dir / deeper, tmp_path)) == 2
+def test_original_layout(
+    read: Any, sources: Any, original_dir: Path, tiny: RawSplits, layouts: Any, deeper: str
+) -> None:
+    layouts.assert_same(read(original_dir / deeper), tiny)
+    assert len(sources(original_dir / deeper)) == 2
 
 
-def test_downloaded_folder_is_found_without_a_data_folder(original_dir: Path, tiny: RawSplits) -> None:
-    assert_same(cifar100.read(None, original_dir), tiny)
+@pytest.mark.parametrize("deeper", ["", "cifar-100-binary"])
+def test_binary_layout(read: Any, sources: Any, binary_dir: Path, tiny: RawSplits, layouts: Any, deeper: str) -> None:
+    layouts.assert_same(read(binary_dir / deeper), tiny)
+    assert len(sources(binary_dir / deeper)) == 2
 
 
-def test_download_arrives_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: RawSplits, layouts: Any) -> None:
-    def fetch(url: str, folder: Path, md5: str) -> None:
-        assert url.startswith("https://")
-        layouts.original(folder / "cifar-100-python" / "train", tiny.train)
-        layouts.original(folder / "cifar-100-python" / "test", tiny.test)
-
-    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", fetch)
-    assert_same(cifar100.read(None, tmp_path), tiny)
-    assert [path.name for path in tmp_path.iterdir()] == ["cifar-100-python"]
+@pytest.mark.parametrize("layout", ["parquet_dir", "original_dir", "binary_dir"])
+def test_every_layout_in_a_folder_of_its_name(
+    read: Any, request: pytest.FixtureRequest, tmp_path: Path, tiny: RawSplits, layouts: Any, layout: str
+) -> None:
+    request.getfixturevalue(layout).rename(tmp_path / "cifar100")
+    layouts.assert_same(read(tmp_path), tiny)
 
 
-@pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("data_dir", [None, "empty", "absent"])
-def test_nothing_there_names_every_way_out(tmp_path: Path, data_dir: str | None) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError) as caught:
-        cifar100.read(tmp_path / data_dir if data_dir else None, tmp_path)
-    message = str(caught.value)
-    for way in ("cifar100/train-*.parquet", "cifar-100-python/train", "where the download works", "`make demo`"):
-        assert way in message
-    for name in ("--data-dir folder", "DATA=folder for make", "OTKD_DATA_DIR=folder", "no route to host"):
-        assert name in message
-    assert "--data " not in message, "there is no such option"
-    assert not list(tmp_path.glob(".*partial*"))
+def test_an_earlier_download_is_found(
+    ask: Any, tmp_path: Path, original_dir: Path, tiny: RawSplits, layouts: Any
+) -> None:
+    original_dir.rename(tmp_path / "downloads")
+    layouts.assert_same(cifar100.read(ask("cifar100", None)), tiny)
 
 
-def test_truncated_parquet_names_the_file(parquet_dir: Path, tmp_path: Path) -> None:
+def test_truncated_parquet_names_the_file(read: Any, parquet_dir: Path) -> None:
     file = parquet_dir / "cifar100" / "train-00001-of-00002.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet: damaged or incomplete"):
-        cifar100.read(parquet_dir, tmp_path)
+        read(parquet_dir)
 
 
 @pytest.mark.parametrize("keep", [0, 20, -40])
-def test_broken_png_names_file_and_row(
-    parquet_dir: Path, tiny: RawSplits, tmp_path: Path, keep: int, layouts: Any
-) -> None:
+def test_broken_png_names_file_and_row(read: Any, parquet_dir: Path, tiny: RawSplits, keep: int, layouts: Any) -> None:
     file = parquet_dir / "cifar100" / "test-00000-of-00001.parquet"
     image = pq.read_table(file)["img"][2]["bytes"].as_py()
     layouts.parquet(file, tiny.test, spoil={2: image[:keep]})
     with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet: row 2 "):
-        cifar100.read(parquet_dir, tmp_path)
+        read(parquet_dir)
 
 
-def test_missing_image_names_file_and_row(parquet_dir: Path, tmp_path: Path) -> None:
+def test_missing_image_names_file_and_row(read: Any, parquet_dir: Path) -> None:
     file = parquet_dir / "cifar100" / "test-00000-of-00001.parquet"
     pq.write_table(pa.table({"img": pa.nulls(2, pa.struct({"bytes": pa.binary()})), "fine_label": [0, 1]}), file)
     with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet: row 0 "):
-        cifar100.read(parquet_dir, tmp_path)
+        read(parquet_dir)
+
+
+def spoilt(arrays: Arrays, row: int, label: int) -> Arrays:
+    labels = arrays.labels.copy()
+    labels[row] = label
+    return Arrays(arrays.images, labels)
 
 
 @pytest.mark.parametrize("label", [-1, 100])
 def test_label_out_of_range_names_file_and_row(
-    parquet_dir: Path, tiny: RawSplits, tmp_path: Path, label: int, layouts: Any
+    read: Any, parquet_dir: Path, original_dir: Path, tiny: RawSplits, label: int, layouts: Any
 ) -> None:
-    labels = tiny.test.labels.copy()
-    labels[3] = label
-    layouts.parquet(parquet_dir / "cifar100" / "test-00000-of-00001.parquet", Arrays(tiny.test.images, labels))
+    wrong = spoilt(tiny.test, 3, label)
+    layouts.parquet(parquet_dir / "cifar100" / "test-00000-of-00001.parquet", wrong)
     with pytest.raises(DataError, match=rf"test-00000-of-00001\.parquet: row 3 has label {label}"):
-        cifar100.read(parquet_dir, tmp_path)
+        read(parquet_dir)
+    layouts.original(original_dir / "cifar-100-python" / "test", wrong)
+    with pytest.raises(DataError, match=rf"cifar-100-python/test: row 3 has label {label}"):
+        read(original_dir)
+
+
+def test_label_out_of_range_in_the_binary_file(read: Any, binary_dir: Path, tiny: RawSplits, layouts: Any) -> None:
+    layouts.records(binary_dir / "cifar-100-binary" / "train.bin", spoilt(tiny.train, 5, 100), coarse=(0,))
+    with pytest.raises(DataError, match=r"cifar-100-binary/train\.bin: row 5 has label 100; labels are 0 to 99"):
+        read(binary_dir)
+
+
+@pytest.mark.parametrize("keep", [0, 1, -1])
+def test_truncated_binary_names_the_file(read: Any, binary_dir: Path, keep: int) -> None:
+    file = binary_dir / "cifar-100-binary" / "train.bin"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"cifar-100-binary/train\.bin: [\d,]+ bytes are not a whole number of images"):
+        read(binary_dir)
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [({"image": [b""], "label": [0]}, "has columns image, label"), ({"img": [b""], "fine_label": [None]}, "integers")],
 )
-def test_other_columns(parquet_dir: Path, tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
+def test_other_columns(read: Any, parquet_dir: Path, columns: dict[str, list[object]], message: str) -> None:
     pq.write_table(pa.table(columns), parquet_dir / "cifar100" / "test-00000-of-00001.parquet")
     with pytest.raises(DataError, match=message):
-        cifar100.read(parquet_dir, tmp_path)
+        read(parquet_dir)
 
 
-def test_half_a_layout(parquet_dir: Path, original_dir: Path, tmp_path: Path) -> None:
+def test_half_a_layout(sources: Any, parquet_dir: Path, original_dir: Path) -> None:
     (parquet_dir / "cifar100" / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match=r"no test-\*\.parquet"):
-        cifar100.sources(parquet_dir, tmp_path)
+    with pytest.raises(DataError, match=r"has train-\*\.parquet but no test-\*\.parquet"):
+        sources(parquet_dir)
     (original_dir / "cifar-100-python" / "train").unlink()
-    with pytest.raises(DataError, match="only one of the files train and test"):
-        cifar100.sources(original_dir, tmp_path)
+    with pytest.raises(DataError, match="cifar-100-python has test but no train; all are needed"):
+        sources(original_dir)
 
 
-def test_truncated_original_names_the_file(original_dir: Path, tmp_path: Path) -> None:
+def test_truncated_original_names_the_file(read: Any, original_dir: Path) -> None:
     file = original_dir / "cifar-100-python" / "train"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"cifar-100-python.train: not a readable"):
-        cifar100.read(original_dir, tmp_path)
+        read(original_dir)
 
 
-@pytest.mark.parametrize("content", [[], {"data": 3}, {"data": "x", "fine_labels": []}, {"fine_labels": [1]}])
-def test_original_with_other_content(original_dir: Path, tmp_path: Path, content: object) -> None:
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"data": 3},
+        {"data": "x", "fine_labels": []},
+        {"fine_labels": [1]},
+        {"data": PIXELS, "labels": [0, 0]},
+        {"data": PIXELS[:, 1:], "fine_labels": [0, 0]},
+        {"data": PIXELS, "fine_labels": [0, 0, 0]},
+        {"data": PIXELS, "fine_labels": [0.5, 0.5]},
+        {"data": PIXELS, "fine_labels": [[0], [0]]},
+        {"data": PIXELS.astype(np.int64), "fine_labels": [0, 0]},
+    ],
+)
+def test_original_with_other_content(read: Any, original_dir: Path, content: object) -> None:
     (original_dir / "cifar-100-python" / "train").write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match=r"cifar-100-python.train"):
-        cifar100.read(original_dir, tmp_path)
+    with pytest.raises(DataError, match=r"cifar-100-python.train: .*Get the file anew"):
+        read(original_dir)
 
 
 class Bomb:
@@ -154,21 +188,23 @@ class Bomb:
         return os.mkdir, (str(self.target),)
 
 
-def test_pickle_cannot_call_anything(original_dir: Path, tmp_path: Path, tiny: RawSplits, layouts: Any) -> None:
+def test_pickle_cannot_call_anything(
+    read: Any, original_dir: Path, tmp_path: Path, tiny: RawSplits, layouts: Any
+) -> None:
     layouts.original(original_dir / "cifar-100-python" / "train", tiny.train, extra=Bomb(tmp_path / "boom"))
     with pytest.raises(DataError, match="mkdir, which data does not need"):
-        cifar100.read(original_dir, tmp_path)
+        read(original_dir)
     assert not (tmp_path / "boom").exists()
 
 
-def test_bytes_as_python_2_wrote_them(original_dir: Path, tmp_path: Path, tiny: RawSplits, layouts: Any) -> None:
+def test_bytes_as_python_2_wrote_them(read: Any, original_dir: Path, tiny: RawSplits, layouts: Any) -> None:
     layouts.original(original_dir / "cifar-100-python" / "train", tiny.train, filenames=[b"\xe9.png"])
-    assert_same(cifar100.read(original_dir, tmp_path), tiny)
+    layouts.assert_same(read(original_dir), tiny)
 
 
-def test_wrong_counts_are_refused(parquet_dir: Path, tmp_path: Path) -> None:
+def test_wrong_counts_are_refused(ask: Any, parquet_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found 7 train images with 7 labels; there should be 50,000"):
-        cache.load("cifar100", data_dir=parquet_dir, cache_dir=tmp_path)
+        cache.load(ask("cifar100", parquet_dir), cifar100.CARD)
     assert not list((tmp_path / "cifar100").glob("*.npy"))
 
 
@@ -179,15 +215,16 @@ def test_real_cifar100(tmp_path: Path) -> None:
     assert (len(data.train.labels), len(data.test.labels), data.val) == (50_000, 10_000, None)
     assert data.train.labels.bincount().tolist() == [500] * 100
     assert data.test.labels.bincount().tolist() == [100] * 100
-    pixels = data.train.images[::5].permute(0, 2, 3, 1).reshape(-1, 3).float() / 255
+    assert isinstance(data.train.source, torch.Tensor)
+    pixels = data.train.source[::5].reshape(-1, 3).float() / 255
     assert pixels.mean(0).tolist() == pytest.approx(data.card.mean, abs=2e-3)
     assert pixels.std(0).tolist() == pytest.approx(data.card.std, abs=2e-3)
 
 
-def test_shards_follow_their_numbers(tmp_path: Path, layouts: Any) -> None:
+def test_shards_follow_their_numbers(read: Any, tmp_path: Path, layouts: Any) -> None:
     parts = [layouts.random_images(2, seed) for seed in range(3)]
     for number in (2, 0, 1):
         layouts.parquet(tmp_path / f"train-0000{number}-of-00003.parquet", parts[number])
     layouts.parquet(tmp_path / "test-00000-of-00001.parquet", parts[0])
     expected = np.concatenate([part.labels for part in parts])
-    assert np.array_equal(cifar100.read(tmp_path, tmp_path).train.labels, expected)
+    assert np.array_equal(read(tmp_path).train.labels, expected)

@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from otkd.core.cards import Augment as CardAugment
+from otkd.core.augment import Augment
 from otkd.core.cards import DataCard
 from otkd.core.errors import OtkdError
 from otkd.core.output import Batch
 from otkd.core.seeds import derive
-from otkd.core.trial import Augment, Data
-from otkd.data.pipeline import Batches, Images, draw, prepare, shift_and_flip, split
+from otkd.core.trial import Data
+from otkd.data.augment import draw, shift_and_flip
+from otkd.data.batches import Batches
+from otkd.data.pipeline import Images, prepare, split
 
 CARD = DataCard(
     classes=5,
@@ -24,7 +26,7 @@ CARD = DataCard(
     test=0,
     mean=(0.5, 0.4, 0.3),
     std=(0.2, 0.25, 0.3),
-    augment=CardAugment(pad=2, flip=True),
+    augment=Augment(pad=2, flip=True),
     about="made up",
 )
 PLAIN = Augment()
@@ -32,8 +34,8 @@ PLAIN = Augment()
 
 def images(count: int = 53, side: int = 7, channels: int = 3) -> Images:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.arange(count) % 5, torch.arange(count) + 100)
+    pixels = torch.randint(0, 256, (count, side, side, channels), dtype=torch.uint8, generator=generator)
+    return Images(pixels, torch.arange(count) % 5, torch.arange(count))
 
 
 def batches(data: Images | None = None, augment: Augment | None = None, batch_size: int = 16, seed: int = 0) -> Batches:
@@ -42,7 +44,9 @@ def batches(data: Images | None = None, augment: Augment | None = None, batch_si
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
+        torch.equal(a, b)
+        for left, right in zip(one, other, strict=True)
+        for a, b in zip(left[:3], right[:3], strict=True)
     )
 
 
@@ -112,7 +116,7 @@ def test_prepare(cached: Path) -> None:
     assert [len(s.labels) for s in (whole.train, whole.test, part.train, part.val)] == [1297, 500, 160, 40]
     assert part.train.labels.bincount().tolist() == [16] * 10
     for piece in (part.train, part.val):
-        assert torch.equal(whole.train.images[piece.indices], piece.images)
+        assert torch.equal(torch.as_tensor(whole.train.source), torch.as_tensor(piece.source))
         assert torch.equal(whole.train.labels[piece.indices], piece.labels)
     assert not set(part.train.indices.tolist()) & set(part.val.indices.tolist())
 
@@ -135,12 +139,6 @@ def test_batches_leave_global_random_state_alone() -> None:
     state = torch.get_rng_state()
     list(batches().epoch(0))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_memory_format_of_the_source_does_not_matter() -> None:
-    data = images()
-    last = data._replace(images=data.images.contiguous(memory_format=torch.channels_last))
-    assert same(list(batches(data).epoch(0)), list(batches(last).epoch(0)))
 
 
 def test_epoch_visits_every_image_once() -> None:
@@ -166,55 +164,56 @@ def test_single_last_image_is_left_out(count: int, batch_size: int, sizes: list[
 def test_augmentation_is_the_slow_one(augment: Augment | None) -> None:
     """Truth: pad, slice and flip one image at a time, given the same draws."""
     data, used = images(), augment or CARD.augment
-    draws = draw(53, used, derive(0, "augment/train", 2))
-    place = 0
-    for batch in batches(data, augment).epoch(2):
-        for image, index in zip(batch.image, batch.indices.tolist(), strict=True):
-            padded = F.pad(data.images[index], (used.pad,) * 4)
-            dy, dx = draws.offset[place].tolist()
+    seen = 0
+    for step, batch in enumerate(batches(data, augment).epoch(2)):
+        generator = torch.Generator().manual_seed(derive(0, "augment/train/2", step))
+        draws = draw(len(batch.indices), used, generator)
+        for place, index in enumerate(batch.indices.tolist()):
+            padded = F.pad(data.source[index].permute(2, 0, 1), (used.pad,) * 4)
+            dy, dx = draws.offset_B2[place].tolist()
             crop = padded[:, dy : dy + 7, dx : dx + 7]
-            expected = crop.flip(-1) if draws.flip[place] else crop
-            torch.testing.assert_close(image, normalise(expected), rtol=1e-5, atol=1e-5)
-            place += 1
-    assert place == 53
+            expected = crop.flip(-1) if draws.flip_B[place] else crop
+            torch.testing.assert_close(batch.image[place], normalise(expected), rtol=1e-5, atol=1e-5)
+            seen += 1
+    assert seen == 53
 
 
 def test_gather_on_an_oblong_image() -> None:
     pixels_BHWC = torch.arange(2 * 3 * 5, dtype=torch.uint8).view(2, 3, 5, 1)
-    draws = draw(2, Augment(), 0)._replace(offset=torch.tensor([[0, 2], [2, 1]]), flip=torch.tensor([False, True]))
-    out = shift_and_flip(pixels_BHWC, draws, pad=1)[..., 0]
+    offset_B2, flip_B = torch.tensor([[0, 2], [2, 1]]), torch.tensor([False, True])
+    out = shift_and_flip(pixels_BHWC, offset_B2, flip_B, pad=1)[..., 0]
     assert out[0].tolist() == [[0, 0, 0, 0, 0], [1, 2, 3, 4, 0], [6, 7, 8, 9, 0]]
     assert out[1].tolist() == [[24, 23, 22, 21, 20], [29, 28, 27, 26, 25], [0, 0, 0, 0, 0]]
 
 
 def test_draws_cover_their_range() -> None:
-    draws = draw(2000, Augment(pad=2, flip=True), 0)
-    assert draws.offset.unique().tolist() == [0, 1, 2, 3, 4]
-    assert 0.45 < draws.flip.float().mean() < 0.55
-    assert not draw(50, Augment(pad=2), 0).flip.any()
+    draws = draw(2000, Augment(pad=2, flip=True), torch.Generator().manual_seed(0))
+    assert draws.offset_B2.unique().tolist() == [0, 1, 2, 3, 4]
+    assert 0.45 < draws.flip_B.float().mean() < 0.55
+    assert not draw(50, Augment(pad=2), torch.Generator()).flip_B.any()
 
 
 def test_ordered_is_plain() -> None:
     data = images()
     made = list(batches(data).ordered(20))
     image = torch.cat([batch.image for batch in made])
-    torch.testing.assert_close(image, normalise(data.images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(image, normalise(data.source.permute(0, 3, 1, 2)), rtol=1e-5, atol=1e-5)
     assert torch.equal(torch.cat([batch.target for batch in made]), data.labels)
     assert torch.equal(torch.cat([batch.indices for batch in made]), torch.arange(53))
 
 
 def test_images_are_float32_channels_last_and_own_their_memory() -> None:
     data = images()
-    before = data.images.clone()
+    before = data.source.clone()
     for batch in (*batches(data).epoch(0), *batches(data).ordered(16)):
         assert batch.image.dtype == torch.float32
         assert batch.image.is_contiguous(memory_format=torch.channels_last)
         batch.image.zero_()
-    assert torch.equal(data.images, before)
+    assert torch.equal(data.source, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_are_the_same_on_a_gpu() -> None:
     on_gpu = Batches(images(), CARD, augment=None, batch_size=16, seed=0, device="cuda")
-    moved = [Batch(*(part.cpu() for part in batch)) for batch in on_gpu.epoch(0)]
+    moved = [Batch(*(part.cpu() for part in batch[:3])) for batch in on_gpu.epoch(0)]
     assert same(list(batches().epoch(0)), moved)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from otkd.core import plugins
-from otkd.core.output import Batch, ModelOutput
+from otkd.core.output import ModelOutput
 from otkd.losses.base import LossOutput, TermLoss
 from otkd.losses.objective import START, Objective, Position
 
@@ -70,7 +70,7 @@ def test_the_order_of_the_batch_does_not_matter(name: str, scene: Any) -> None:
     loss = scene.loss(name).eval()
     value = loss(scene.out_s, scene.out_t, scene.batch).value
     out_s, out_t = (scene.convert(out, lambda t: t[order]) for out in (scene.out_s, scene.out_t))
-    permuted = loss(out_s, out_t, Batch(*(part[order] for part in scene.batch))).value
+    permuted = loss(out_s, out_t, scene.batch.rows(order)).value
     if loss.ordered:
         assert (permuted - value).abs() > 1e-4 * value.abs()
     else:
@@ -120,7 +120,7 @@ def test_a_term_without_teacher_runs_without_one(name: str, scene: Any) -> None:
 
 def test_a_single_image_will_do(name: str, scene: Any) -> None:
     out_s, out_t = (scene.convert(out, lambda t: t[:1]) for out in (scene.out_s, scene.out_t))
-    batch, loss = Batch(*(part[:1] for part in scene.batch)), scene.loss(name)
+    batch, loss = scene.batch.rows(slice(1)), scene.loss(name)
     out_s = grown(scene, out_s)
     result = loss(out_s, out_t, batch)
     assert all(value.isfinite() for value in (result.value, *result.parts.values()))

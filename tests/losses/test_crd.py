@@ -198,7 +198,7 @@ def test_order_of_the_batch_does_not_matter_in_training(scene: Any) -> None:
     for permuted in (torch.arange(5), order):
         loss = scene.knowing().loss("crd", POOLED).train()
         out_s, out_t = (scene.convert(out, lambda t, p=permuted: t[p]) for out in (scene.out_s, scene.out_t))
-        batch = Batch(*(part[permuted] for part in scene.batch))
+        batch = scene.batch.rows(permuted)
         made.append([loss(out_s, out_t, batch).value for _ in range(2)] + [loss.bank_s, loss.bank_t])
     torch.testing.assert_close(made[0], made[1])
 

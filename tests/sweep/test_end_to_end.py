@@ -275,3 +275,53 @@ def test_list(what):
     assert {"losses": "transport", "models": "resnet8", "data": "digits", "solvers": "sinkhorn", "sweeps": "sweeps/"}[
         what
     ] in done.stdout
+
+
+def results(runs):
+    files = (runs / "trials").glob("*/result.json")
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def below(pid):
+    """Processes below one, by id, with what they call themselves."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    parents = {int(row.split()[0]): (int(row.split()[1]), " ".join(row.split()[2:])) for row in rows.splitlines()}
+
+    def descends(child):
+        parent = parents.get(child, (0, ""))[0]
+        return parent == pid or (parent > 1 and descends(parent))
+
+    return {child: args for child, (_, args) in parents.items() if descends(child)}
+
+
+def test_two_processes_a_cohort_survive_the_loss_of_one(local_runs, file, tmp_path):
+    """On a CPU, by gloo. The loss is noticed by the other, and the cohort goes on from its checkpoint."""
+    runs = tmp_path / "runs"
+    driver = launch(
+        *("sweep", file, "--runs", runs, "--set", "resources.gpus_per_trial=2", "--set", "seeds=[0]"),
+        *("--set", "resources.retries=2"),
+    )
+    wait_for(lambda: events(runs, "epoch"), driver, 240)
+    open_to = listening(driver.pid)
+    [second] = [pid for pid, args in below(driver.pid).items() if args.startswith("ray::Rank")]
+    os.kill(second, signal.SIGKILL)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output
+    assert open_to == {"127.0.0.1"}
+    assert "a worker was lost" in output
+    alone, shared = results(local_runs), results(runs)
+    assert len(shared) == 1 + 3
+    for key, result in shared.items():
+        assert result["status"] == "finished", result["reason"]
+        assert result["provenance"]["processes"] == "2"
+        assert [record["epoch"] for record in result["epochs"]] == list(range(1, 7))
+    plain = [item.trial.key for item in make(load(file)).all if item.label.method in ("teacher", "student")]
+    for key in plain[:2]:  # what their first epoch gives; rounding grows a thousandfold in each, with so large a step
+        first, expected = (runs[key]["epochs"][0]["metrics"][names.TRAIN_LOSS] for runs in (shared, alone))
+        assert first == pytest.approx(expected, rel=0.05)
+
+
+def test_several_processes_need_ray(file, tmp_path):
+    done = otkd("sweep", file, "--local", "--runs", tmp_path, "--set", "resources.gpus_per_trial=2")
+    assert done.returncode == 1
+    assert "--local trains in this process alone" in done.stderr

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from otkd.core.augment import Augment
 from otkd.core.layout import Layout
-from otkd.core.trial import Augment, Data
+from otkd.core.trial import Data, Model, Trial
 from otkd.sweep.plan import make
 from otkd.sweep.runner import Mailbox
 from otkd.sweep.spec import load
@@ -24,6 +25,10 @@ TRIALS = {
     ("ot_solvers", "quick"): 1 + 15 * 3,
     ("ot_losses", "paper"): 1 + 14 * 3,
     ("ot_losses", "quick"): 1 + 14 * 3,
+    ("svhn", "paper"): 2 + 7 * 5 * 2,
+    ("svhn", "quick"): 1 + 7 * 3,
+    ("imagenet", "paper"): 2 + 6 * 3 * 2,
+    ("imagenet", "quick"): 2 + 6 * 2,
     ("zoo", "paper"): 1 + 32 * 3,
     ("zoo", "quick"): 1 + 32 * 2,
     ("transport_points", "paper"): 1 + (2 + 4 * 3 + 2) * 3,
@@ -121,7 +126,8 @@ def test_one_trial_of_it_trains_for_two_steps(path, tmp_path):
     data = Data(name="digits", limit=20, augment=Augment(pad=1))
     train = plan.spec.train.model_copy(update={"epochs": 1, "batch_size": 10})
     environment = Environment(layout=Layout(tmp_path), device="cpu", threads=1)
-    teacher = plan.teachers[0].trial.model_copy(update={"data": data, "train": train})
+    network = Model(name=plan.teachers[0].trial.student.name)
+    teacher = Trial(data=data, student=network, objective={"ce": {}}, train=train)
     student = plan.students[-1].trial.model_copy(update={"data": data, "train": train, "teacher": teacher})
     for trial in (teacher, student):
         [result] = fit([trial], Mailbox(), environment)

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from otkd.core import plugins
-from otkd.core.cards import Augment, DataCard
+from otkd.core.augment import Augment
+from otkd.core.cards import DataCard
 from otkd.core.layout import Layout
+from otkd.core.trial import Data
 from otkd.track.mlflow import MlflowSink
 from otkd.track.store import tracking_uri
 
@@ -35,7 +37,7 @@ class Net(nn.Module):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     family = SimpleNamespace(build=lambda name, classes, channels: Net(classes, channels))
-    monkeypatch.setattr(plugins, "cards", lambda group: {"toy": CARD})
+    monkeypatch.setattr(Data, "card", CARD)
     monkeypatch.setattr(plugins, "family_of", lambda name: {"small": "toynets"}[name])
     monkeypatch.setattr(plugins, "load", lambda group, name: family if group == "models" else SimpleNamespace())
 

@@ -6,7 +6,7 @@ import torch
 from otkd.core import names
 from otkd.core.errors import TrialError
 from otkd.sweep.runner import Mailbox
-from otkd.train import CohortTrainer, fit
+from otkd.train import CohortTrainer, engine, fit
 
 CLOCKS = ("time/", "memory/", names.LATENCY_MS)
 
@@ -50,6 +50,36 @@ def test_alone_in_company_and_interrupted_give_the_same_bits(environment, cohort
     for trial, result in zip(cohort, fit(cohort, Mailbox(), interrupted), strict=True):
         assert numbers(result) == numbers(results[trial.key])
         assert same_weights(weights(interrupted, trial), weights(together, trial))
+
+
+class Stop(BaseException):
+    """Ends training where it stands, as a killed process does."""
+
+
+@pytest.mark.parametrize("batches", [1, 6, 8])
+def test_interrupted_in_the_middle_of_an_epoch_gives_the_same_bits(environment, cohort, monkeypatch, batches):
+    whole = environment("whole")
+    results = fit(cohort, Mailbox(), whole)
+    here, done = environment("here", checkpoint_s=0.0), []
+    monkeypatch.setattr(engine, "SAVING", 1e9)
+    train = CohortTrainer._train_batch
+
+    def stop(self, *args):
+        if len(done) == batches:
+            raise Stop
+        done.append(1)
+        train(self, *args)
+
+    monkeypatch.setattr(CohortTrainer, "_train_batch", stop)
+    with pytest.raises(Stop):
+        fit(cohort, Mailbox(), here)
+    monkeypatch.setattr(CohortTrainer, "_train_batch", train)
+    trainer = CohortTrainer(cohort, Mailbox(), here)
+    assert {student.place for student in trainer.students} == {(1 + batches // 4, batches % 4)}
+    assert all((student.running.seconds[0] > 0) == (batches % 4 > 0) for student in trainer.students)
+    for trial, result, again in zip(cohort, results, fit(cohort, Mailbox(), here), strict=True):
+        assert numbers(again) == numbers(result)
+        assert same_weights(weights(here, trial), weights(whole, trial))
 
 
 def test_members_that_stopped_at_different_epochs_meet_again(environment, trial):

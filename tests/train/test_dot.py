@@ -93,7 +93,7 @@ def test_a_trial_trains_with_it(environment, trial, method):
 
 
 def test_what_does_not_go_with_it_is_refused():
-    with pytest.raises(ValidationError, match="clip_norm bounds one gradient"):
+    with pytest.raises(ValidationError, match="clip_norm is of one gradient"):
         Train(epochs=1, clip_norm=1.0, optimizer=Config(name="dot"))
     with pytest.raises(ValidationError, match="between 0 and 1"):
         Config(name="dot", delta=0.2)

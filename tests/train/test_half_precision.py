@@ -10,7 +10,8 @@ import torch
 
 from otkd.core import plugins
 from otkd.core.trial import Data
-from otkd.data.pipeline import Batches, prepare
+from otkd.data.batches import Batches
+from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe
 from otkd.losses.objective import Objective
 from otkd.models.factory import create

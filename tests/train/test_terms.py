@@ -6,6 +6,7 @@ All terms of a pair train as one cohort, once through and once with an interrupt
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,12 +120,25 @@ def _look(member: Any) -> tuple[set[int], int, bool]:
     return {int(norm.num_batches_tracked) for norm in norms}, STEPS * epochs, sound
 
 
+class Stop(BaseException):
+    """Ends training where it stands, as a killed process does."""
+
+
+class Halting(CohortTrainer):
+    """Stops after one batch."""
+
+    def _train_batch(self, *args: Any) -> None:
+        super()._train_batch(*args)
+        raise Stop
+
+
 def _interrupted(trials: list[Trial], environment: Environment) -> dict[str, TrialResult]:
-    """Stopped after every epoch but the last, and begun again from the checkpoints."""
-    for _ in range(TRAIN.epochs + 4):  # stages have one epoch each
-        trainer = CohortTrainer(trials, Mailbox(), environment)
+    """Stopped after the first batch of every epoch and after its last, and begun again from the checkpoints."""
+    for attempt in range(2 * (TRAIN.epochs + 4)):  # stages have one epoch each
+        trainer = (CohortTrainer if attempt % 2 else Halting)(trials, Mailbox(), environment)
         if not trainer.done:
-            trainer.step()
+            with suppress(Stop):
+                trainer.step()
         if trainer.done:
             break
         trainer.save()

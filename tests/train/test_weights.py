@@ -19,7 +19,7 @@ from otkd.train.weights import place, read, take_in
 
 from .conftest import DATA, TEACHER
 
-CARD = plugins.cards("data")["digits"]
+CARD = plugins.head("data", "digits").CARD
 
 
 @pytest.fixture
