@@ -11,7 +11,7 @@ STAMP := .venv/.otkd-setup
 SWEEP_ARGS = --profile $(PROFILE) $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-cifar sweep-ot sweep-zoo ablation-cifar report ui test bench-ot bench-methods lint format lock schema clean
+.PHONY: help setup demo sweep-cifar sweep-svhn sweep-imagenet sweep-ot sweep-zoo ablation-cifar report ui test bench-ot bench-methods bench-train lint format lock schema clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,12 @@ demo: $(STAMP) ## The whole job in minutes on data that needs no download: teach
 
 sweep-cifar: $(STAMP) ## CIFAR-100 (PROFILE=auto|quick|paper, DATA=folder, ARGS=…)
 	@$(BIN)/otkd sweep sweeps/cifar100.yaml $(SWEEP_ARGS)
+
+sweep-svhn: $(STAMP) ## SVHN (PROFILE, DATA, ARGS as above)
+	@$(BIN)/otkd sweep sweeps/svhn.yaml $(SWEEP_ARGS)
+
+sweep-imagenet: $(STAMP) ## ImageNet, from a local copy, with torchvision's teachers (PROFILE, DATA, ARGS as above)
+	@$(BIN)/otkd sweep sweeps/imagenet.yaml $(SWEEP_ARGS)
 
 sweep-ot: $(STAMP) ## Every transport solver on one pair: who is best, who is cheap (PROFILE, DATA, ARGS as above)
 	@$(BIN)/otkd sweep sweeps/ot_solvers.yaml $(SWEEP_ARGS)
@@ -55,6 +61,9 @@ bench-ot: $(STAMP) ## Transport solvers against POT and geomloss, side by side (
 
 bench-methods: $(STAMP) ## What a step with each method costs beside KD, in time, memory and parameters (ARGS as above)
 	@$(BIN)/python benchmarks/methods.py $(ARGS)
+
+bench-train: $(STAMP) ## The engine beside its floor and a classic loop (ARGS as above; ARGS=--sweep: a sweep as cohorts and not)
+	@$(BIN)/python benchmarks/train.py $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 lint: $(STAMP) ## Style, types, and who may import whom
 	@$(BIN)/ruff check --quiet .

@@ -311,7 +311,7 @@ def test_two_processes_a_cohort_survive_the_loss_of_one(local_runs, file, tmp_pa
     assert "a worker was lost" in output
     alone, shared = results(local_runs), results(runs)
     assert len(shared) == 1 + 3
-    for key, result in shared.items():
+    for result in shared.values():
         assert result["status"] == "finished", result["reason"]
         assert result["provenance"]["processes"] == "2"
         assert [record["epoch"] for record in result["epochs"]] == list(range(1, 7))
