@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from otkd.core.errors import OtkdError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Settings of glibc's `mallopt`."""
 
 
 def pick(name: str = "auto") -> torch.device:
@@ -45,7 +50,30 @@ def peak_mib(device: torch.device) -> float:
     """Peak memory so far, in MiB: of the allocator on CUDA, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _peak_kib() / 1024
+
+
+def _peak_kib() -> float:
+    """Of this process since it began; what the system counts for `getrusage` begins with what its parent had."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def keep_freed_memory(most: int = 2**30) -> None:
+    """Have the C library keep what is freed, up to so many bytes, for the next step, which needs as much.
+
+    It would give each large tensor back to the system and get it again page by page, in every step anew. Where there is
+    no glibc this does nothing.
+    """
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        library.mallopt(setting, most)
 
 
 def describe(device: torch.device) -> str:

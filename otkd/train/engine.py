@@ -29,7 +29,7 @@ from otkd.data.batches import Batches
 from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
-from otkd.train.device import Stopwatch, autocast_dtype, peak_mib, pick
+from otkd.train.device import Stopwatch, autocast_dtype, keep_freed_memory, peak_mib, pick
 from otkd.train.distributed import Group
 from otkd.train.evaluate import evaluate
 from otkd.train.measure import compression
@@ -110,7 +110,9 @@ class CohortTrainer:
         self.sink = sink if self.leads else FanOut()
         self.device = pick(environment.device) if self.group.world == 1 else self.group.device
         self._expect_shareable(trials)
-        if self.device.type == "cuda":
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        else:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.dtype = autocast_dtype(trials[0].train.precision, self.device)
         self.results: dict[str, TrialResult] = {}
