@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = ("device", "threads", "torch", "Python", "date")
 PAIRS = (("resnet8", "resnet20"), ("wrn_16_2", "wrn_40_2"))
 """Student and teacher."""
-EFFORT = {("resnet8", "resnet20"): (20, 5), ("wrn_16_2", "wrn_40_2"): (8, 4)}
+EFFORT = {("resnet8", "resnet20"): (12, 4), ("wrn_16_2", "wrn_40_2"): (4, 3)}
 """Steps of a round, and rounds; of other pairs as of the last."""
 QUICK_EFFORT = (3, 2)
 STARTS = 3

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
 from otkd.train.device import Stopwatch, autocast_dtype, keep_freed_memory, peak_mib, pick
 from otkd.train.distributed import Group
-from otkd.train.evaluate import evaluate
+from otkd.train.evaluate import EVAL_BATCH, evaluate
 from otkd.train.measure import compression
 from otkd.train.provenance import provenance
 from otkd.train.student import Student
@@ -124,6 +125,7 @@ class CohortTrainer:
         self.teacher = (
             Teacher(first.teacher, self.layout, self.splits, self.device, self.dtype) if first.teacher else None
         )
+        self._look_at_test_images()
         self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
         self._image_2CHW = next(self.test.ordered(2, whole=True)).image
         self._probe = self._facts(first)
@@ -187,6 +189,15 @@ class CohortTrainer:
             skip=trial.data.skip,
             shard=self.group.shard,
         )
+
+    def _look_at_test_images(self) -> None:
+        """Images on disk may be unreadable: better to hear of it now than after the last epoch."""
+        if not self.splits.card.streamed:
+            return
+        if self.teacher is not None:
+            self.teacher.answers(self.test)  # which are needed in the end
+        else:
+            deque(self.test.ordered(EVAL_BATCH), maxlen=0)
 
     def _expect_shareable(self, trials: Sequence[Trial]) -> None:
         """What cannot be shared between processes is refused."""
