@@ -98,7 +98,7 @@ def prepare(
     else:
         cache.load(request, card)
     after, seconds = _kept(cache_dir, name), time.perf_counter() - start
-    if not after:
+    if not after or (not card.streamed and cache.outdated(request)):
         raise StorageError(f"{name}: its images can be read, but {cache_dir} cannot be written. Name another --runs.")
     state = "is up to date" if after == before else "is ready"
     counts = f"{card.train:,} training and {card.test:,} test images of {card.classes:,} classes"
@@ -127,6 +127,8 @@ def show(
     from otkd.data.pipeline import prepare
     from otkd.data.sheet import contact_sheet
 
+    if out.is_dir():
+        raise OtkdError(f"--out {out} is a folder; name a file: --out {out / 'sheet.png'}")
     layout = Layout(runs)
     data = _data(name, overrides, data_dir, layout.cache, augment)
     splits = prepare(data, data_dir=data_dir, cache_dir=layout.cache)
@@ -191,7 +193,9 @@ def _flow(data: Data) -> str:
 
 def _kept(cache_dir: Path, name: str) -> dict[Path, tuple[int, int]]:
     """Every file that is kept of a data set, with any options → its size and time of change."""
-    own = re.compile(re.escape(name.replace("/", "-")) + "(-[0-9a-f]{8})?")
+    from otkd.data.cache import MARK, folder_name
+
+    own = re.compile(f"{re.escape(folder_name(name))}({re.escape(MARK)}[0-9a-f]{{8}})?")
     folders = [folder for folder in cache_dir.glob("*") if own.fullmatch(folder.name)]
     files = [file for folder in folders for file in folder.glob("[!.]*") if file.is_file()]
     return {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}

@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from otkd.cli_data import app
-from otkd.core.errors import ConfigError, OtkdError
+from otkd.core.errors import ConfigError, OtkdError, StorageError
 
 
 @pytest.fixture
@@ -134,3 +134,27 @@ def test_a_cache_that_cannot_be_written(otkd, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("no folder", encoding="utf-8")
     with pytest.raises(OtkdError, match="cannot be written"):
         otkd("prepare", "digits")
+
+
+def test_show_into_a_folder(otkd, tmp_path: Path) -> None:
+    with pytest.raises(OtkdError, match=r"--out .* is a folder; .*sheet\.png"):
+        otkd("show", "digits", "--out", str(tmp_path))
+
+
+def test_a_stale_cache_that_cannot_be_written_anew(otkd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise StorageError("no space left")
+
+    otkd("prepare", "digits")
+    meta = tmp_path / "runs" / "cache" / "digits" / "meta.json"
+    meta.write_text(meta.read_text().replace('"reader": "', '"reader": "other'))
+    monkeypatch.setattr("otkd.data.cache._save", full)
+    with pytest.raises(StorageError, match="cannot be written"):
+        otkd("prepare", "digits")
+
+
+def test_prepare_knows_its_files_from_those_of_other_names(otkd, tmp_path: Path) -> None:
+    pets(tmp_path)
+    (tmp_path / "data" / "pets-deadbeef").symlink_to(tmp_path / "data" / "pets")
+    assert "deadbeef" in otkd("prepare", "folder/pets-deadbeef").stdout
+    assert "deadbeef" not in otkd("prepare", "folder/pets").stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
@@ -12,7 +13,7 @@ from pydantic import NonNegativeInt, PositiveInt, ValidationError
 from otkd.core import plugins
 from otkd.core.cards import DataCard
 from otkd.core.config import StrictModel
-from otkd.core.errors import OtkdError
+from otkd.core.errors import OtkdError, did_you_mean
 
 if TYPE_CHECKING:
     from otkd.core.trial import Data
@@ -34,7 +35,7 @@ class Found(StrictModel):
     test: NonNegativeInt = 0
     """Test images."""
     digest: str = ""
-    """Of the names and sizes of all files."""
+    """Of the names and sizes of all files, and of labels where files hold them."""
 
 
 class SurveyedOptions(DataOptions):
@@ -78,16 +79,19 @@ def surveyed(name: str) -> bool:
 
 
 def known(name: object) -> bool:
-    """Whether there can be a data set of that name."""
+    """Whether there can be a data set of that name. Of several that mean one folder, one: a name is part of a key."""
     if not isinstance(name, str) or plugin_of(name) not in plugins.names("data"):
         return False
-    return ("/" in name) == surveyed(name)
+    return ("/" in name) == surveyed(name) and name == normpath(name)
 
 
 def unknown(name: object) -> str:
     """The message for a name that no data set has."""
+    if isinstance(name, str) and known(normpath(name)):
+        return f"a data set's name has no empty part and no '.' or '..'. Got {name!r}. Write {normpath(name)!r}."
     listed = [f"{plugin}/<name>" if surveyed(plugin) else plugin for plugin in plugins.names("data")]
-    return plugins.unknown("data set", name, listed)
+    there = f"there is no data set {name!r}; there is {', '.join(listed)} (`otkd data list`)."
+    return there + did_you_mean(name, listed)
 
 
 def configure(name: str, options: Mapping[str, Any]) -> DataOptions:

@@ -21,6 +21,7 @@ from otkd.core import datasets, plugins
 from otkd.core.augment import Augment
 from otkd.core.cards import DataCard
 from otkd.core.config import StrictModel
+from otkd.core.errors import Problem
 
 
 class Data(StrictModel):
@@ -46,11 +47,23 @@ class Data(StrictModel):
     def _with_the_data_sets_defaults(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or not datasets.known(given.get("name")):
             return given
-        own = datasets.configure(given["name"], given.get("options") or {})
+        options = {} if given.get("options") is None else given["options"]
+        if not isinstance(options, Mapping):
+            return given
+        own = datasets.configure(given["name"], options)
         filled = {**given, "options": own.model_dump(mode="json")}
         if given.get("augment") is None:
             filled["augment"] = datasets.card(given["name"], own).augment.model_dump()
         return filled
+
+    @model_validator(mode="after")
+    def _skips_only_what_is_streamed(self) -> Data:
+        if self.skip and datasets.known(self.name) and not self.card.streamed:
+            stream = "stream" in type(self.own_options).model_fields
+            way_out = "Add `options: {stream: true}`, or leave skip out." if stream else "Leave skip out."
+            text = f"images of {self.name} are held in memory; only streamed ones can be left out. Got {self.skip}. "
+            raise plugins.Nested((Problem("skip", text + way_out),))
+        return self
 
     @property
     def own_options(self) -> datasets.DataOptions:

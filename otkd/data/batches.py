@@ -21,7 +21,7 @@ from otkd.core.seeds import derive
 from otkd.data.augment import Draws, augment, draw, finish, mix, select
 from otkd.data.pipeline import Images
 from otkd.data.stores import Pixels, Resident, Store, Want
-from otkd.data.stream import Streamed
+from otkd.data.stream import WAYS_OUT, Streamed
 
 
 class Shard(NamedTuple):
@@ -114,17 +114,20 @@ class Batches:
             yield self._training_batch(pixels, *asked.popleft())
 
     def ordered(self, batch_size: int, *, whole: bool = False) -> Iterator[Batch]:
-        """Every image once, in order, not augmented: for evaluation.
+        """Every image once, in order, not augmented: for evaluation. A batch of unreadable images alone is left out.
 
         Args:
             whole: the others' shards, too. Without it labels and indices are those of this shard, as the images are.
+
+        Raises:
+            DataError: more images are unreadable than may be, or all.
         """
         own = ALL if whole else self.shard
         places = torch.arange(len(self.labels)).split(batch_size)
         yield from self._plain(places_B[own.of(len(places_B))] for places_B in places)
 
     def of_classes(self, classes: int, each: int) -> Batch:
-        """The first `each` images of each of the first `classes` classes, not augmented."""
+        """The first `each` images of each of the first `classes` classes, not augmented. Errors as for `ordered`."""
         labels = self.labels.cpu()
         rows = [torch.nonzero(labels == label)[:each, 0] for label in labels.unique()[:classes]]
         return next(self._plain([torch.cat(rows)]))
@@ -142,7 +145,7 @@ class Batches:
         own = self._own(count)
         own_draws = draws if own == slice(0, count) else select(draws, torch.arange(count)[own])
         if pixels.kept_B is not None:
-            self._may_leave_out(own, count)
+            self._may_leave_out(own, count, len(pixels.kept_B))
             places_B, own_draws = places_B[pixels.kept_B], select(own_draws, pixels.kept_B)
         raw_BHWC = augment(pixels.pixels_BHWC, own_draws, self.augment, cropped=self.store.crops)
         image_BCHW = finish(self._normalised(raw_BHWC), own_draws, self.augment)
@@ -154,17 +157,23 @@ class Batches:
             image_BCHW = image_BCHW[self.shard.of(len(image_BCHW))]
         return Batch(image_BCHW, target_B, places_B, mixed)
 
-    def _may_leave_out(self, own: slice, count: int) -> None:
+    def _may_leave_out(self, own: slice, count: int, left: int) -> None:
         if own != slice(0, count):
             raise DataError(
                 "an image is unreadable (a warning has named it), and none can be left out where processes share every "
                 "batch, as the others know nothing of it. Mend the file (`otkd data verify` lists all that are "
                 "unreadable), or train on one device: `resources: {gpus_per_trial: 1}`."
             )
+        if left < 2:
+            raise DataError(
+                f"so many of a batch's {count:,} images are unreadable (warnings have named them) that fewer than two "
+                f"are left, which batch norm cannot take. {WAYS_OUT}, or take larger batches."
+            )
 
     def _plain(self, places: Iterable[Tensor]) -> Iterator[Batch]:
-        """Batches of images at these places of the split, as they are."""
+        """Batches of images at these places of the split, as they are, without those of which no image can be read."""
         asked: deque[Tensor] = deque()
+        left_out = made = 0
 
         def wants() -> Iterator[Want]:
             for places_B in places:
@@ -175,8 +184,14 @@ class Batches:
             places_B = asked.popleft()
             if pixels.kept_B is not None:
                 places_B = places_B[pixels.kept_B]
+                if not len(places_B):
+                    left_out += 1
+                    continue
+            made += 1
             places_B = places_B.to(self.device, non_blocking=True)
             yield Batch(self._normalised(pixels.pixels_BHWC), self.labels[places_B], places_B)
+        if left_out and not made:
+            raise DataError(f"none of the images that are to be looked at can be read. {WAYS_OUT}.")
 
     def _normalised(self, pixels_BHWC: Tensor) -> Tensor:
         """Images (B, C, H, W), channels last, of mean 0 and deviation 1."""

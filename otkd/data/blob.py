@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,8 @@ class Blob:
     """The files that they were copied from"""
     starts: NDArray[np.int64]
     """The first row of each of `origins`"""
+    sha256: str
+    """Of `file`, when it was written"""
 
     def read(self, row: int) -> bytes:
         """The encoded image, empty where the source has none; `OSError` when it cannot be read."""
@@ -41,67 +45,95 @@ class Blob:
             raise OSError(f"{self.file} ends within the image; remove it, and it is made anew")
         return encoded
 
+    def intact(self) -> bool:
+        """Whether the copy is still what was written."""
+        try:
+            with open(self.file, "rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest() == self.sha256
+        except OSError:
+            return False
+
     def where(self, row: int) -> str:
         """The file that it was copied from, and its row there."""
         origin = int(np.searchsorted(self.starts, row, side="right")) - 1
         return f"{self.origins[origin]}, row {row - self.starts[origin]}"
 
 
-def kept_blobs(
-    folder: Path, made_from: str, images: Mapping[str, Callable[[], Iterable[bytes | None]]]
-) -> dict[str, tuple[Path, NDArray[np.int64]]]:
-    """Each split's copy and the offsets in it, made anew unless there are whole copies from the same source.
+class Copy(NamedTuple):
+    """The images of one split in the cache."""
 
-    Files carry `made_from` in their names, and the offsets are written last: nobody reads half of a copy, or another.
+    file: Path
+    offsets: NDArray[np.int64]
+    """(N + 1,): where each image begins, and the end of the last"""
+    sha256: str
+
+
+def kept_blobs(
+    folder: Path, source: str, made_from: str, images: Mapping[str, Callable[[], Iterable[bytes | None]]]
+) -> dict[str, Copy]:
+    """Each split's copy, made anew unless there are whole copies from the same source.
+
+    Files carry `source` and `made_from` in their names, and the offsets are written last: nobody reads half of a copy,
+    or another. Copies of other sources stay, as they may be in use.
 
     Args:
         folder: in the cache.
-        made_from: stands for the source, and changes with it.
+        source: stands for the place of the source.
+        made_from: stands for what is there, and changes with it.
         images: split → its encoded images, in order.
 
     Raises:
         StorageError: there is no room for the copy.
     """
-    copies = {split: folder / f"{split}-{made_from}.bin" for split in images}
-    table = folder / f"offsets-{made_from}.npz"
+    files = {split: folder / f"{split}-{source}-{made_from}.bin" for split in images}
+    table = folder / f"offsets-{source}-{made_from}.npz"
     with locked(folder / ".copy.lock"):
-        offsets = _load_offsets(table, copies)
-        if offsets is None:
+        copies = _load(table, files)
+        if copies is None:
             log.info("copying the encoded images to %s", folder)
-            offsets = {split: _write(copies[split], encoded()) for split, encoded in images.items()}
-            with atomic(table) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, allow_pickle=False, **offsets)
-            _remove_all_but(folder, {table, *copies.values()})
-    return {split: (copies[split], offsets[split]) for split in images}
+            _remove(folder.glob(".*.bin.*.tmp"))  # of processes that were killed
+            copies = {split: _write(files[split], encoded()) for split, encoded in images.items()}
+            _save(table, copies)
+            older = (*folder.glob(f"*-{source}-*.bin"), *folder.glob(f"offsets-{source}-*.npz"))
+            _remove(file for file in older if file not in {table, *files.values()})
+    return copies
 
 
-def _load_offsets(table: Path, copies: Mapping[str, Path]) -> dict[str, NDArray[np.int64]] | None:
-    """The offsets in copies that are as long as these say; None where anything is missing or damaged."""
+def _save(table: Path, copies: Mapping[str, Copy]) -> None:
+    arrays: dict[str, NDArray[Any]] = {split: copy.offsets for split, copy in copies.items()}
+    sums = {f"{split}_sha256": np.array(copy.sha256) for split, copy in copies.items()}
+    with atomic(table) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays, **sums)
+
+
+def _load(table: Path, files: Mapping[str, Path]) -> dict[str, Copy] | None:
+    """The copies, if they are as long as their offsets say; None where anything is missing or damaged."""
     if not table.exists():
         return None
     try:
         with np.load(table, allow_pickle=False) as stored:
-            offsets = {split: stored[split] for split in copies}
-        whole = all(copy.stat().st_size == offsets[split][-1] for split, copy in copies.items())
+            copies = {split: Copy(file, stored[split], str(stored[f"{split}_sha256"])) for split, file in files.items()}
+        whole = all(copy.file.stat().st_size == copy.offsets[-1] for copy in copies.values())
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s: the copied images are damaged (%s); copying them anew", table.parent, error)
         return None
-    return offsets if whole else None
+    return copies if whole else None
 
 
-def _remove_all_but(folder: Path, kept: set[Path]) -> None:
-    for file in (*folder.glob("*.bin"), *folder.glob("offsets-*.npz")):
-        if file not in kept:
-            file.unlink(missing_ok=True)
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
-def _write(file: Path, images: Iterable[bytes | None]) -> NDArray[np.int64]:
-    """Write images one after the other; where each begins, and the end of the last (N + 1,).
+def _write(file: Path, images: Iterable[bytes | None]) -> Copy:
+    """Write images one after the other.
 
     Raises:
         StorageError: the disk refuses.
     """
-    sizes = [0]
+    sizes, checksum = [0], hashlib.sha256()
     with atomic(file) as temporary, temporary.open("wb") as stream:
-        sizes.extend(stream.write(image or b"") for image in images)
-    return np.cumsum(sizes, dtype=np.int64)
+        for image in images:
+            sizes.append(stream.write(image or b""))
+            checksum.update(image or b"")
+    return Copy(file, np.cumsum(sizes, dtype=np.int64), checksum.hexdigest())

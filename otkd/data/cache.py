@@ -7,10 +7,13 @@ an old and half of a new cache.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import logging
+import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,13 @@ from otkd.data.source import Arrays, EncodedSplits, RawSplits, check, check_enco
 
 log = logging.getLogger(__name__)
 
+HERE = Path(__file__).parent
+
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+MARK = "+"
+"""Stands between a data set's name and the digest of its options."""
+LONGEST = 200
+"""Bytes of a data set's name in that of a folder; a longer one becomes a digest."""
 
 
 def load(request: Request, card: DataCard) -> RawSplits:
@@ -44,7 +53,7 @@ def load(request: Request, card: DataCard) -> RawSplits:
     name, plugin = request.name, plugins.load("data", plugin_of(request.name))
     folder = place(request)
     with locked(folder / ".lock"):
-        made_from = _fingerprint(request, plugin.sources(request))
+        made_from = _made_from(request, plugin.sources(request))
         cached = _load_cached(folder, made_from)
         if cached is not None:
             return cached
@@ -53,7 +62,7 @@ def load(request: Request, card: DataCard) -> RawSplits:
         check(name, raw, card)
         log.info("%s: read %d images in %.1f s", name, card.train + card.test, time.perf_counter() - start)
         try:
-            _save(folder, raw, _fingerprint(request, plugin.sources(request)))
+            _save(folder, raw, _made_from(request, plugin.sources(request)))
         except StorageError as error:
             log.warning("%s: going on without a cache: %s", name, error)
         return raw
@@ -68,19 +77,67 @@ def index(request: Request, card: DataCard) -> EncodedSplits:
 
 
 def place(request: Request) -> Path:
-    """The folder of what is kept of a data set with these options."""
-    chosen = request.options.model_dump(mode="json", exclude_defaults=True, exclude={"found"})
-    suffix = f"-{digest(chosen)[:8]}" if chosen else ""
-    return request.cache_dir / (request.name.replace("/", "-") + suffix)
+    """The folder of what is kept of a data set with these options; no two sets share one."""
+    aside = {"found", *getattr(request.options, "of_the_card", ())}
+    chosen = request.options.model_dump(mode="json", exclude_defaults=True, exclude=aside)
+    suffix = f"{MARK}{digest(chosen)[:8]}" if chosen else ""
+    return request.cache_dir / (folder_name(request.name) + suffix)
 
 
-def _fingerprint(request: Request, files: list[Path]) -> dict[str, Any]:
-    """What a cache depends on: the code that reads, and names, sizes and times of the files read."""
-    stats = [(file.name, file.stat()) for file in files]
-    return {
-        "reader": hashlib.sha256(plugins.source("data", plugin_of(request.name)).read_bytes()).hexdigest(),
-        "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
-    }
+def folder_name(name: str) -> str:
+    """A data set's name as that of a folder: `parquet%2Fpets`; another one for each, and without `MARK`."""
+    spelt = name
+    for letter in ("%", "/", MARK):
+        spelt = spelt.replace(letter, f"%{ord(letter):02X}")
+    return spelt if len(os.fsencode(spelt)) <= LONGEST else f"{plugin_of(name)}%{digest(name)}"
+
+
+def reader(plugin: str) -> str:
+    """Changes with the code that reads a data set: its plug-in, and whatever that imports from this folder."""
+    files: set[Path] = set()
+    ahead = [plugins.source("data", plugin)]
+    while ahead:
+        file = ahead.pop()
+        if file not in files:
+            files.add(file)
+            ahead += _imported(file)
+    code = [file.read_bytes() for file in sorted(files, key=lambda file: file.name)]
+    return hashlib.sha256(b"".join(code)).hexdigest()
+
+
+def _imported(file: Path) -> list[Path]:
+    """The files of this folder that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom):
+            package, _, module = (node.module or "").partition("otkd.data")
+            if not package:
+                names |= {module[1:]} if module else {alias.name for alias in node.names}
+    return [path for path in (HERE / f"{name}.py" for name in names if name) if path.is_file()]
+
+
+def stamps(files: Iterable[Path]) -> list[list[str | int]]:
+    """Where each file lies, however it was spelt, its size, and its time of change in ns."""
+    stats = [(os.path.realpath(file), file.stat()) for file in files]
+    return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+
+def stale(request: Request, files: list[Path]) -> bool:
+    """Whether there is a cache which `load` passes over, because its source or the code that reads it has changed."""
+    try:
+        meta = json.loads((place(request) / "meta.json").read_text(encoding="utf-8"))
+        return not _up_to_date(meta["made_from"], _made_from(request, files))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def outdated(request: Request) -> bool:
+    """`stale`, of the files that are there now."""
+    return stale(request, plugins.load("data", plugin_of(request.name)).sources(request))
+
+
+def _made_from(request: Request, files: list[Path]) -> dict[str, Any]:
+    return {"reader": reader(plugin_of(request.name)), "files": stamps(files)}
 
 
 def _load_cached(folder: Path, made_from: dict[str, Any]) -> RawSplits | None:
@@ -90,7 +147,7 @@ def _load_cached(folder: Path, made_from: dict[str, Any]) -> RawSplits | None:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if not _up_to_date(meta["made_from"], made_from):
-            log.warning("%s: the source files have changed; reading them anew", folder)
+            log.warning("%s: the source files or the code that reads them have changed; reading them anew", folder)
             return None
         train_images, train_labels, test_images, test_labels = (_open(folder, meta["arrays"][key]) for key in ARRAYS)
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:

@@ -16,7 +16,7 @@ from otkd.data import originals
 from otkd.data.cifar import read_batches, read_records
 from otkd.data.originals import Item, Layout, Origin
 from otkd.data.source import Arrays, RawSplits
-from otkd.data.tables import read_parquet
+from otkd.data.tables import misfit, read_parquet
 
 CARD = DataCard(
     classes=10,
@@ -71,6 +71,7 @@ ORIGIN = Origin(
             ("test-*.parquet",),
             _parquet,
             "as in Hugging Face's uoft-cs/cifar10",
+            lambda file: misfit(file, "img", "label"),
         ),
         Layout(("cifar-10-batches-py",), BATCHES, ("test_batch",), _batches, "as in the original archive for Python"),
         Layout(("cifar-10-batches-bin",), BINARIES, ("test_batch.bin",), _records, "as in the original binary archive"),

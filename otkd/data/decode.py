@@ -7,7 +7,7 @@ import io
 from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""Kinds of images that are decoded."""
+"""The encodings that are read, by PIL's names; PIL is asked for no other."""
 MODES = {1: "L", 3: "RGB"}
 """Channels → PIL's mode."""
 LONGEST = 1000

@@ -22,7 +22,7 @@ from otkd.core.errors import DataError
 from otkd.data import originals
 from otkd.data.originals import Item, Layout, Origin
 from otkd.data.source import Arrays, RawSplits, check_labels
-from otkd.data.tables import read_parquet
+from otkd.data.tables import misfit, read_parquet
 
 CARD = DataCard(
     classes=10,
@@ -126,6 +126,7 @@ ORIGIN = Origin(
             ("test-*.parquet",),
             _parquet,
             "as in Hugging Face's zalando-datasets/fashion_mnist",
+            lambda file: misfit(file, "image", "label"),
         ),
         _idx_layout("", "the original files unpacked, as torchvision has them"),
         _idx_layout(".gz", "the original files"),

@@ -9,6 +9,7 @@ torchvision expect. Its licence allows no download without an account.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from dataclasses import replace
 from itertools import chain
@@ -61,7 +62,7 @@ def sources(request: Request) -> list[Path]:
     root = _root(request.data_dir)
     if root is None:
         return []
-    truth = [] if _has_classes(root / "val") else [path for path in _truths(root) if path.exists()][:1]
+    truth = [] if _has_classes(root / "val") else [path for path in _truths(root) if os.path.exists(path)][:1]
     return [root / "train", root / "val", *truth]
 
 
@@ -74,6 +75,8 @@ def index(request: Request) -> EncodedSplits:
     root = _root(request.data_dir)
     if root is None:
         raise DataError(_ways_out(request.data_dir))
+    if not os.path.isdir(root / "val"):
+        raise DataError(_ways_out(request.data_dir, f"{root} has train and no val, the images to test on"))
     listing = listed(request._replace(options=Options()), root, _scanned)
     return EncodedSplits(listing.train, listing.test)
 
@@ -113,7 +116,7 @@ def _scanned(root: Path) -> Listing:
 def _by_truth(scan: Scan) -> dict[str, list[File]]:
     """The images of `val/` by class, as the first list that is there says."""
     files = scan.images(scan.root / "val")
-    truth = next((path for path in _truths(scan.root) if path.exists()), None)
+    truth = next((path for path in _truths(scan.root) if os.path.exists(path)), None)
     if truth is None:
         raise DataError(
             f"{scan.root / 'val'}: has no class folders (val/n01440764/…), and nothing says which class an image "
@@ -170,10 +173,11 @@ def _wnids(meta: Path) -> dict[int, str]:
     return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets if int(s["num_children"]) == 0}
 
 
-def _ways_out(data_dir: Path | None) -> str:
+def _ways_out(data_dir: Path | None, what: str = "") -> str:
     looked = f"below {data_dir}" if data_dir else "(no data folder was named)"
+    lacking = what or f"no images {looked}"
     return (
-        f"imagenet: no images {looked}. Its licence allows no download by otkd; get it with an account from "
+        f"imagenet: {lacking}. Its licence allows no download by otkd; get it with an account from "
         "image-net.org (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz) or from Kaggle "
         "(imagenet-object-localization-challenge), unpack it, and name the data folder (--data-dir folder, DATA=folder "
         "for make, or OTKD_DATA_DIR=folder) that has\n"

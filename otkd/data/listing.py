@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from otkd.core import plugins
 from otkd.core.datasets import Request, plugin_of
 from otkd.core.errors import DataError, StorageError, did_you_mean
 from otkd.core.layout import atomic
 from otkd.core.locks import locked
-from otkd.data.cache import place
+from otkd.data.cache import place, reader
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +195,7 @@ def own_folder(request: Request) -> Path:
             "OTKD_DATA_DIR=folder."
         )
     folder = data_dir / own
-    if own in ("", ".") or ".." in Path(own).parts or Path(own).is_absolute() or not folder.is_dir():
+    if own in ("", ".") or ".." in Path(own).parts or Path(own).is_absolute() or not _is_folder(request.name, folder):
         there = folders_in(data_dir)
         raise DataError(
             f"{request.name}: there is no folder {own!r} in {data_dir}; it has {named(there)}. Write "
@@ -204,6 +203,16 @@ def own_folder(request: Request) -> Path:
             f"{did_you_mean(own, there)}"
         )
     return folder
+
+
+def _is_folder(name: str, folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError as error:
+        raise DataError(
+            f"{name}: {folder} cannot be read ({error.strerror or error}). Check its name and its permissions, or name "
+            "another data folder (--data-dir, DATA= for make, or OTKD_DATA_DIR)."
+        ) from error
 
 
 def folders_in(folder: Path) -> list[str]:
@@ -248,19 +257,13 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
 
 
-def _reader(request: Request) -> str:
-    """Changes with the code that makes listings."""
-    code = Path(__file__).read_bytes() + plugins.source("data", plugin_of(request.name)).read_bytes()
-    return hashlib.sha256(code).hexdigest()
-
-
 def _save(file: Path, request: Request, root: Path, made: Listing) -> None:
     meta = {
-        "reader": _reader(request),
-        "root": str(root),
+        "reader": reader(plugin_of(request.name)),
+        "root": os.path.realpath(root),
         "classes": made.classes,
         "digest": made.digest,
-        "stamps": made.stamps,
+        "stamps": {os.path.realpath(path): stamp for path, stamp in made.stamps.items()},
     }
     arrays: dict[str, NDArray[Any]] = {
         "meta": np.array(json.dumps(meta)),
@@ -280,7 +283,8 @@ def _load(file: Path, request: Request, root: Path) -> Listing | None:
     try:
         with np.load(file, allow_pickle=False) as kept:
             meta = json.loads(str(kept["meta"]))
-            if (meta["reader"], meta["root"]) != (_reader(request), str(root)) or not _unchanged(meta["stamps"]):
+            current = (reader(plugin_of(request.name)), os.path.realpath(root))
+            if (meta["reader"], meta["root"]) != current or not _unchanged(meta["stamps"]):
                 return None
             train, test = (
                 ImageFiles(str(root), kept[f"{split}_paths"], kept[f"{split}_labels"]) for split in ("train", "test")

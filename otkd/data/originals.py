@@ -23,6 +23,11 @@ TIMEOUT = 30
 ARCHIVES = (".tar.gz", ".zip")
 
 
+def no_misfit(file: Path) -> str:
+    """For layouts whose names tell enough."""
+    return ""
+
+
 class Layout(NamedTuple):
     """One form in which a data set is handed around."""
 
@@ -36,6 +41,8 @@ class Layout(NamedTuple):
     """Reads one split from all that its patterns match, in the patterns' order, by name within a pattern."""
     about: str
     """Whose form this is, for messages: `as in …`."""
+    misfit: Callable[[Path], str] = no_misfit
+    """Why the first training file is one of another data set; nothing where it is not."""
 
 
 class Item(NamedTuple):
@@ -53,7 +60,7 @@ class Origin(NamedTuple):
     name: str
     """As sweep files call it."""
     layouts: tuple[Layout, ...]
-    """What is looked for, in this order."""
+    """What is looked for in each folder, in this order."""
     items: Callable[[], list[Item]]
     """What to download; a function, because it is torchvision that knows most addresses, and takes long to import."""
     megabytes: int
@@ -117,7 +124,7 @@ def _find_downloaded(request: Request, origin: Origin) -> Found | None:
 
 
 def _places(bases: list[Path], origin: Origin) -> list[Place]:
-    return [(base / folder, layout) for layout in origin.layouts for base in bases for folder in layout.folders]
+    return [(base / folder, layout) for base in bases for layout in origin.layouts for folder in layout.folders]
 
 
 def _first_whole(places: list[Place]) -> Found | None:
@@ -126,17 +133,41 @@ def _first_whole(places: list[Place]) -> Found | None:
 
 def _whole(folder: Path, layout: Layout) -> Found | None:
     train, test = ([_matches(folder, pattern) for pattern in split] for split in (layout.train, layout.test))
-    if not all(train) or not all(test):
+    if not all(train) or not all(test) or layout.misfit(train[0][0]):
         return None
     return Found(layout, list(chain(*train)), list(chain(*test)))
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
     wanted = Path.is_dir if pattern.endswith("/") else Path.is_file
-    return sorted(path for path in folder.glob(pattern.rstrip("/")) if wanted(path))
+    try:
+        return sorted(path for path in folder.glob(pattern.rstrip("/")) if wanted(path))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read ({error.strerror or error}). Check its permissions, or name another data folder "
+            "(--data-dir folder)."
+        ) from error
+
+
+def _misfit(folder: Path, layout: Layout) -> str:
+    """The file that tells that another data set lies there, and why; else nothing."""
+    first = [file for pattern in layout.train[:1] for file in _matches(folder, pattern)][:1]
+    return next((f"{file} {why}" for file in first if (why := layout.misfit(file))), "")
+
+
+def _others(data_dir: Path | None, origin: Origin) -> str:
+    """Files of other data sets that lie where those of this one might."""
+    places = [] if data_dir is None else _places([data_dir], origin)
+    found = filter(None, (_misfit(*place) for place in places))
+    return "".join(f"; {strange}" for strange in found)
 
 
 def _refuse_a_part(folder: Path, layout: Layout, origin: Origin) -> None:
+    strange = _misfit(folder, layout)
+    if strange and origin.name in (folder.name, folder.parent.name):
+        raise DataError(f"{origin.name}: {strange}. Put its own files there, or name another data folder.")
+    if strange:
+        return
     patterns = list(dict.fromkeys([*layout.train, *layout.test]))
     missing = [pattern for pattern in patterns if not _matches(folder, pattern)]
     there = [pattern for pattern in patterns if pattern not in missing]
@@ -205,6 +236,7 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 def _ways_out(request: Request, origin: Origin, error: Exception) -> str:
     looked = f"under {request.data_dir}" if request.data_dir else "(no data folder was named)"
+    looked += _others(request.data_dir, origin)
     ways = ", or\n".join(f"  - {_described(layout, origin)}" for layout in origin.layouts)
     return (
         f"{origin.name}: no images {looked}, and downloading them failed ({error}). Either name a data folder "

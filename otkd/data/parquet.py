@@ -10,10 +10,12 @@ bytes are copied once into one file of the cache, and decoded to colour and scal
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +27,10 @@ from otkd.core.datasets import Found, Request, SurveyedOptions
 from otkd.core.errors import DataError
 from otkd.core.scaling import IMAGENET_MEAN, IMAGENET_STD, Scaled
 from otkd.core.trial import digest as digest_of
-from otkd.data.blob import Blob, kept_blobs
-from otkd.data.cache import place
+from otkd.data.blob import Blob, Copy, kept_blobs
+from otkd.data.cache import place, reader, stamps
 from otkd.data.listing import File, digest, own_folder
-from otkd.data.shards import Source, find_source, read_labels
+from otkd.data.shards import Labels, Source, find_source, read_labels
 from otkd.data.source import Arrays, EncodedSplits, RawSplits
 from otkd.data.tables import encoded_images, open_image, pixels, read_images
 
@@ -51,6 +53,9 @@ class Options(SurveyedOptions, Scaled):
     """Mean of each channel, of pixels in 0..1; by default ImageNet's, and 0.5 of grey images."""
     std: Deviations = IMAGENET_STD
     """Standard deviation of the same; by default ImageNet's, and 0.25 of grey images."""
+
+    of_the_card: ClassVar[tuple[str, ...]] = ("mean", "std")
+    """Options that change no image, so that all their values share one cache."""
 
     @model_validator(mode="after")
     def _scaled_only_when_streamed(self) -> Options:
@@ -100,7 +105,7 @@ def survey(request: Request) -> Found:
         side=0 if options.stream else side,
         train=sum(map(len, labels.train)),
         test=sum(map(len, labels.test)),
-        digest=digest(_file(source.root, path) for path in (*source.train, *source.test)),
+        digest=_digest(source, labels),
     )
     _check_spread(request.name, options.model_copy(update={"found": found}))
     return found
@@ -136,14 +141,25 @@ def index(request: Request) -> EncodedSplits:
     kept_for = Options(image=source.image, test=request.options.test)
     splits = {"train": (source.train, labels.train), "test": (source.test, labels.test)}
     images = {split: partial(_encoded, files, source.image) for split, (files, _) in splits.items()}
-    blobs = kept_blobs(place(request._replace(options=kept_for)), _fingerprint(source), images)
-    return EncodedSplits(*(_blob(*blobs[split], *splits[split]) for split in ("train", "test")))
+    root = digest_of(os.path.realpath(source.root))[:8]
+    blobs = kept_blobs(place(request._replace(options=kept_for)), root, _fingerprint(source), images)
+    return EncodedSplits(*(_blob(blobs[split], *splits[split]) for split in ("train", "test")))
 
 
 def _source(request: Request) -> Source:
     options = request.options
     folder = own_folder(request)
     return find_source(request.name, folder, image=options.image, label=options.label, test=options.test)
+
+
+def _digest(source: Source, labels: Labels) -> str:
+    """Sixteen hex digits of the files' names and sizes, and of every label."""
+    files = digest(_file(source.root, path) for path in (*source.train, *source.test))
+    parts = [
+        hashlib.sha256(np.concatenate(split).astype("<i8").tobytes()).hexdigest()
+        for split in (labels.train, labels.test)
+    ]
+    return digest_of([files, *parts])
 
 
 def _file(root: Path, path: Path) -> File:
@@ -220,13 +236,11 @@ def _encoded(files: list[Path], image: str) -> Iterable[bytes | None]:
     return (encoded for file in files for encoded in encoded_images(file, image))
 
 
-def _blob(copy: Path, offsets: NDArray[np.int64], files: list[Path], labels: list[NDArray[np.int64]]) -> Blob:
+def _blob(copy: Copy, files: list[Path], labels: list[NDArray[np.int64]]) -> Blob:
     starts = np.cumsum([0, *map(len, labels)])[:-1]
-    return Blob(str(copy), offsets, np.concatenate(labels), tuple(map(str, files)), starts)
+    return Blob(str(copy.file), copy.offsets, np.concatenate(labels), tuple(map(str, files)), starts, copy.sha256)
 
 
 def _fingerprint(source: Source) -> str:
-    """Changes with the column of images, and with names, sizes and times of the files."""
-    stats = [[(str(file), file.stat()) for file in files] for files in (source.train, source.test)]
-    files = [[[name, stat.st_size, stat.st_mtime_ns] for name, stat in split] for split in stats]
-    return digest_of([source.image, files])
+    """Changes with the column of images, with names, sizes and times of the files, and with the code that reads."""
+    return digest_of([reader("parquet"), source.image, stamps(source.train), stamps(source.test)])

@@ -58,15 +58,31 @@ def find_source(name: str, folder: Path, *, image: str | None, label: str, test:
         places = ", ".join(filter(None, DEEPER))
         raise DataError(
             f"{name}: there is no train-*.parquet, train.parquet or train/*.parquet in {folder} or its folders "
-            f"{places}; there is {named(sorted(item.name for item in folder.iterdir()))}."
+            f"{places}; there is {named(_names_in(folder))}."
         )
     test_files = _shards(root, choose_test(name, test, _splits(root), TEST))
     train_files = _shards(root, "train")
-    check_columns(train_files[0], label)
+    _check_label(train_files[0], label)
     image = _image_column(train_files[0], image, label)
     for file in (*train_files, *test_files):
         check_columns(file, image, label)
     return Source(root, train_files, test_files, image, label)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(item.name for item in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror or error}). Check its permissions.") from error
+
+
+def _check_label(file: Path, label: str) -> None:
+    columns = schema(file).names
+    if label not in columns:
+        raise DataError(
+            f"{file}: has columns {', '.join(columns)}; expected {label}. Name the column of labels: "
+            f"options: {{label: …}}.{did_you_mean(label, columns)}"
+        )
 
 
 def _splits(root: Path) -> list[str]:

@@ -15,7 +15,7 @@ class Want(NamedTuple):
     rows_B: Tensor
     """int64, on the CPU: rows of the store."""
     crop_BR: Tensor | None = None
-    """Draws of resized crops (`otkd.data.augment.boxes`); None for whole images."""
+    """Draws of resized crops (`otkd.data.crops.boxes`); None for whole images."""
 
 
 class Pixels(NamedTuple):

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from otkd.core.augment import ResizedCrop
 from otkd.core.cards import DataCard
 from otkd.core.errors import DataError
-from otkd.data.augment import box
+from otkd.data.crops import box
 from otkd.data.decode import decode, reason
 from otkd.data.source import Encoded
 from otkd.data.stores import Pixels, Want
@@ -85,19 +85,13 @@ class Streamed:
         """The pixels of each batch, in order.
 
         Raises:
-            DataError: more than `skip` images are unreadable (names the last), fewer than two of a batch are left, or a
-                worker process has ended.
+            DataError: more than `skip` images are unreadable (names the last), or a worker process has ended.
         """
         left_out = 0
         for pixels, unreadable in self._decoded(wants):
             for image in unreadable:
                 self._leave_out(image, left_out)
                 left_out += 1
-            if unreadable and len(pixels.pixels_BHWC) < 2:
-                raise DataError(
-                    f"{self.encoded.where(unreadable[-1].row)}: unreadable ({unreadable[-1].reason}), as are so many "
-                    f"others of its batch that fewer than two images are left. {WAYS_OUT}, or take larger batches."
-                )
             yield Pixels(pixels.pixels_BHWC.to(self.device, non_blocking=True), pixels.kept_B)
 
     def _leave_out(self, image: Unreadable, before: int) -> None:

@@ -24,7 +24,7 @@ from otkd.core.errors import DataError
 from otkd.data import originals
 from otkd.data.originals import Item, Layout, Origin
 from otkd.data.source import Arrays, RawSplits
-from otkd.data.tables import read_parquet
+from otkd.data.tables import misfit, read_parquet
 
 EXTRA = 531_131
 """Easier training images."""
@@ -77,6 +77,7 @@ def _origin(options: Options) -> Origin:
                 ("test-*.parquet",),
                 _parquet,
                 "as in cropped_digits of Hugging Face's ufldl-stanford/svhn",
+                lambda file: misfit(file, "image", "label"),
             ),
             Layout(("",), mat, ("test_32x32.mat",), _read_mat, "the original MATLAB files"),
         ),

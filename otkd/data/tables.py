@@ -16,12 +16,9 @@ from PIL import Image
 
 from otkd.core.cards import DataCard
 from otkd.core.errors import DataError
+from otkd.data.decode import FORMATS, MODES
 from otkd.data.source import Arrays, check_labels
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
-"""The encodings that are read, by PIL's names; PIL is asked for no other."""
-MODES = {1: "L", 3: "RGB"}
-"""Channels → PIL's mode."""
 ROWS = 256
 """Rows that are in memory at a time, encoded."""
 
@@ -53,9 +50,22 @@ def schema(file: Path) -> pa.Schema:
 
 def check_columns(file: Path, *wanted: str) -> None:
     """Raise `DataError` unless the file has these columns."""
+    lacking = _lacking(file, wanted)
+    if lacking:
+        raise DataError(f"{file}: {lacking}.")
+
+
+def misfit(file: Path, *wanted: str) -> str:
+    """Why a file is none of a data set with these columns; nothing where it has them, or is damaged."""
+    try:
+        return _lacking(file, wanted)
+    except DataError:
+        return ""
+
+
+def _lacking(file: Path, wanted: tuple[str, ...]) -> str:
     columns = schema(file).names
-    if not set(wanted) <= set(columns):
-        raise DataError(f"{file}: has columns {', '.join(columns)}; expected {' and '.join(wanted)}.")
+    return "" if set(wanted) <= set(columns) else f"has columns {', '.join(columns)}; expected {' and '.join(wanted)}"
 
 
 def column(file: Path, name: str) -> pa.ChunkedArray:

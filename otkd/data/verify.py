@@ -21,6 +21,7 @@ from otkd.core.errors import DataError
 from otkd.core.locks import locked
 from otkd.core.trial import Data
 from otkd.data import cache, looks, originals
+from otkd.data.blob import Blob
 from otkd.data.looks import Look, Progress
 from otkd.data.source import Arrays, Encoded, EncodedSplits, RawSplits
 
@@ -132,6 +133,7 @@ def _examined(
         warnings += _stale_cache(request, files)
         seen = [[], []] if misshapen else looks.in_memory(raw)
     else:
+        problems += _copy_faults(raw)
         seen = looks.on_disk(raw, card.channels, workers, tell)
     readable = [look for split in seen for look in split if not look.fault]
     return Findings(
@@ -148,7 +150,7 @@ def _examined(
 
 
 def whereabouts(request: Request, card: DataCard) -> str:
-    """Where a data set's images are, in a few words. Looks for files and opens none."""
+    """Where a data set's images are, in a few words. Looks for files, and opens one at most."""
     if (cache.place(request) / "meta.json").exists():
         return "in the cache"
     plugin = plugins.load("data", plugin_of(request.name))
@@ -230,16 +232,12 @@ def _cache_faults(request: Request, raw: RawSplits, files: list[Path]) -> Iterat
 
 
 def _stale_cache(request: Request, files: list[Path]) -> Iterator[str]:
-    """A cache of files that have changed since; it is not used any more."""
-    folder = cache.place(request)
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        made_from = meta["made_from"]["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    now = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    if files and made_from != now:
-        yield f"the cache {folder} is of other files; the next command that needs it makes it anew."
+    """A cache of files or code that have changed since; it is not used any more."""
+    if cache.stale(request, files):
+        yield (
+            f"the cache {cache.place(request)} is of other files, or was read by other code; the next command that "
+            "needs it makes it anew."
+        )
 
 
 def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
@@ -271,7 +269,20 @@ def _sha256(file: Path) -> str:
 def _unreadable(raw: RawSplits | EncodedSplits, seen: list[list[Look]]) -> Iterator[str]:
     if not isinstance(raw, RawSplits):
         for split, looked in zip(raw, seen, strict=True):
-            yield from (f"{split.where(row)}: {look.fault}" for row, look in enumerate(looked) if look.fault)
+            faults = [f"{split.where(row)}: {look.fault}" for row, look in enumerate(looked) if look.fault]
+            if faults and _intact(split):
+                yield from faults
+
+
+def _copy_faults(encoded: EncodedSplits) -> Iterator[str]:
+    """Copies in the cache that have changed since they were made; nothing can be said of their source."""
+    for split in encoded:
+        if isinstance(split, Blob) and not _intact(split):
+            yield f"the copy {split.file} is damaged. Delete it; the next command makes it anew."
+
+
+def _intact(split: Encoded) -> bool:
+    return not isinstance(split, Blob) or split.intact()
 
 
 def _shared(seen: list[list[Look]]) -> Iterator[str]:

@@ -90,7 +90,7 @@ class Resources(StrictModel):
     gpus_per_trial: PositiveInt = 1
     """Processes, each with a GPU where there are any, that share every batch of a cohort; each gets `cpu` cores."""
     workers: NonNegativeInt = 2
-    """Processes of a cohort that decode images, where these are streamed from disk."""
+    """Processes that decode images for each process of a cohort, where images are streamed from disk."""
     cohort: PositiveInt | Literal["auto"] = "auto"
     """Most trials to train together on one teacher pass; `auto` balances the pass against idle slots."""
     retries: NonNegativeInt = 1

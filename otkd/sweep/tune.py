@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -45,6 +46,29 @@ class Rank:
 
     def begin(self, config: dict[str, Any], place: Place, listener: Listener | None = None) -> None:
         """Get ready, together with the others."""
+        with self._leaving_on_error():
+            self._begin(config, place, listener)
+
+    def step(self) -> None:
+        """Train to the end of an epoch."""
+        with self._leaving_on_error():
+            self.trainer.step()
+
+    def end(self) -> None:
+        """Leave the others."""
+        group, self.group = getattr(self, "group", Group()), Group()
+        group.close()
+
+    @contextmanager
+    def _leaving_on_error(self) -> Iterator[None]:
+        """The others, who wait for this one, hear at once that it is gone."""
+        try:
+            yield
+        except BaseException:
+            self.end()
+            raise
+
+    def _begin(self, config: dict[str, Any], place: Place, listener: Listener | None) -> None:
         trials = [Trial.model_validate_json(text) for text in config["cohort"]]
         options = dict(config["environment"])
         layout, data_dir = Layout(options.pop("layout")), options.pop("data_dir")
@@ -52,15 +76,6 @@ class Rank:
         self.group = Group() if place.world == 1 else Group.open(place, pick(environment.device))
         sink = Mailbox() if listener is None else listener
         self.trainer = CohortTrainer(trials, sink, dataclasses.replace(environment, group=self.group))
-
-    def step(self) -> None:
-        """Train to the end of an epoch."""
-        self.trainer.step()
-
-    def end(self) -> None:
-        """Leave the others."""
-        group, self.group = getattr(self, "group", Group()), Group()
-        group.close()
 
 
 class CohortTrainable(tune.Trainable):
@@ -72,7 +87,7 @@ class CohortTrainable(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._mailbox = Mailbox()
-        self._own, self._peers = Rank(), list[Any]()
+        self._own, self._peers, self._places = Rank(), list[Any](), list[Place]()
         logging.getLogger("otkd").handlers = [NoteHandler(self._mailbox)]
         self._begin(config)
 
@@ -123,7 +138,7 @@ class CohortTrainable(tune.Trainable):
         self._broken, self._refusal = False, ""
         config = dict(config)
         world, here = config.pop("world"), config.pop("here")
-        places = _places(world, here)
+        self._places = places = _places(world, here)
         self._peers = _peers(world)
         with self._told():
             begun = [peer.begin.remote(config, place) for peer, place in zip(self._peers, places[1:], strict=True)]
@@ -146,13 +161,17 @@ class CohortTrainable(tune.Trainable):
         self._own.end()
         for peer in self._peers:
             ray.kill(peer)
-        self._peers = []
+        if self._places and self._places[0].file:
+            shutil.rmtree(Path(self._places[0].file).parent, ignore_errors=True)
+        self._peers, self._places = [], []
 
 
 def _places(world: int, here: bool) -> list[Place]:
     """Where each process stands: on one machine they meet by a file, on several by an address."""
+    if world == 1:
+        return [Place()]
     if here:
-        file = Path(tempfile.mkdtemp(prefix="otkd-")) / "meeting" if world > 1 else Path()
+        file = Path(tempfile.mkdtemp(prefix="otkd-")) / "meeting"
         return [Place(rank, world, file=str(file)) for rank in range(world)]
     with socket.socket() as listener:
         listener.bind(("", 0))
@@ -198,13 +217,24 @@ class RayRunner:
                 f"Ray at {self.address!r} does not answer: {error}. Without --address it runs here."
             ) from error
         self.total = ray.cluster_resources()
-        whole = self.resources.gpu is None or self.resources.gpus_per_trial > 1
-        wanted = 1 if whole else self.resources.gpu
+        gpu, world = self.resources.gpu, self.resources.gpus_per_trial
+        wanted = gpu if gpu is not None and (gpu == 0 or world == 1) else 1
         self.gpu = wanted if self.total.get("GPU", 0) else 0
+        self._expect_room(world)
         return self
 
     def __exit__(self, *error: object) -> None:
         ray.shutdown()
+
+    def _expect_room(self, world: int) -> None:
+        """Ray would wait for ever for what there is not."""
+        cores, gpus = self.total["CPU"], self.total.get("GPU", 0)
+        if world > 1 and (cores < world or (self.gpu and gpus < world)):
+            ray.shutdown()
+            raise OtkdError(
+                f"resources.gpus_per_trial: {world} processes a cohort need a core each, and a GPU each where there "
+                f"are any; here are {cores:g} cores and {gpus:g} GPUs. Ask for fewer, or name a cluster with --address."
+            )
 
     def slots(self, cpu: float) -> int:
         """As many as cores and GPUs allow; at least one."""

@@ -31,7 +31,7 @@ from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
 from otkd.train.device import Stopwatch, autocast_dtype, keep_freed_memory, peak_mib, pick
-from otkd.train.distributed import Group
+from otkd.train.distributed import Group, GroupError
 from otkd.train.evaluate import EVAL_BATCH, evaluate
 from otkd.train.measure import compression
 from otkd.train.provenance import provenance
@@ -128,7 +128,7 @@ class CohortTrainer:
         self._look_at_test_images()
         self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
         self._image_2CHW = next(self.test.ordered(2, whole=True)).image
-        self._probe = self._facts(first)
+        self._out_t = self.teacher(self._image_2CHW) if self.teacher else None
         self.students = [student for trial in trials if (student := self._enter(trial)) is not None]
         places = [(student.trial.key, student.place) for student in self.students]
         self.group.same_on_all(str(places), "how far the trials have come")
@@ -137,12 +137,14 @@ class CohortTrainer:
             with self._contained(student):
                 self._end(student)
         self._under_way: list[Student] = []
+        self._smaller: list[tuple[Trial, int]] = []
+        """Trials that need smaller parts of a batch, and how many."""
         self._saved, self._save_s = time.monotonic(), 0.0
 
     @property
     def done(self) -> bool:
         """Every member has ended."""
-        return not self.students
+        return not self.students and not self._smaller
 
     def step(self) -> list[EpochRecord]:
         """Train to the end of an epoch those members that are furthest behind; all, unless some have a stage before."""
@@ -158,6 +160,8 @@ class CohortTrainer:
         for student in members:
             with self._contained(student):
                 self._end(student)
+        del members
+        self._begin_smaller()
         self._save_by_the_clock()
         return records
 
@@ -168,7 +172,8 @@ class CohortTrainer:
         begin = time.monotonic()
         shared = self._teacher_clock.total(), self._data_clock.total()
         for student in self.students:
-            student.save(shared if student in self._under_way else (0.0, 0.0))
+            if not student.problem:  # a diverged one is about to end
+                student.save(shared if student in self._under_way else (0.0, 0.0))
         self._saved = time.monotonic()
         self._save_s = self._saved - begin
 
@@ -219,7 +224,7 @@ class CohortTrainer:
                 trial,
                 self.layout,
                 image_2CHW=self._image_2CHW,
-                probe=self._probe,
+                probe=self._facts(trial, max(parts, trial.train.accumulate)),
                 card=self.splits.card,
                 dtype=self.dtype,
                 group=self.group,
@@ -229,13 +234,14 @@ class CohortTrainer:
             self._fail(trial, error, (), time.time())
             return None
 
-    def _facts(self, trial: Trial) -> Callable[[ModelOutput], Probe]:
-        """What all members' terms get to know, but for the student's output."""
+    def _facts(self, trial: Trial, parts: int) -> Callable[[ModelOutput], Probe]:
+        """What a member's terms get to know, but for the student's output."""
+        images = min(trial.train.batch_size, len(self.splits.train.labels)) * self.train.augment.views
         known: dict[str, Any] = {
-            "teacher": self.teacher(self._image_2CHW) if self.teacher else None,
+            "teacher": self._out_t,
             "classes": self.splits.card.classes,
             "labels_N": torch.as_tensor(self.splits.train.labels, device=self.device),
-            "batch_size": min(trial.train.batch_size, len(self.splits.train.labels)) // trial.train.accumulate,
+            "batch_size": math.ceil(images / parts),
         }
         return partial(Probe, **known, **(self.teacher.facts if self.teacher else {}))
 
@@ -243,16 +249,16 @@ class CohortTrainer:
         """Show the teacher's outputs for all training images to the members that ask for them, in one pass."""
         if self.teacher is None or not members:
             return
-        outputs = self.teacher.outputs(self.train)
+        outputs, clock = self.teacher.outputs(self.train), Stopwatch(self.device)
         while self._alive(members):
-            with self._teacher_clock.running():
+            with clock.running():
                 seen = next(outputs, None)
             if seen is None:
                 break
             for student in self._alive(members):
                 with self._contained(student):
                     student.observe(*seen)
-        shared_s = self._teacher_clock.read()
+        shared_s = clock.read()
         for student in self._alive(members):
             with self._contained(student):
                 student.prepare(shared_s)
@@ -283,13 +289,17 @@ class CohortTrainer:
                 try:
                     student.train_step(batch, out_t, steps)
                 except torch.OutOfMemoryError:
-                    if self.group.world > 1:
-                        raise
-                    self._begin_smaller(student)
+                    self._expect_smaller(student)
 
-    def _begin_smaller(self, student: Student) -> None:
-        """A member for whose batches there is no memory begins anew, with each of them cut in twice as many parts."""
+    def _expect_smaller(self, student: Student) -> None:
+        """Take out a member for whose batches there is no memory; it begins anew when what it holds has been let go.
+
+        Raises:
+            TrialError: its batches cannot be cut into smaller parts.
+        """
         parts = 2 * student.parts
+        if self.group.world > 1 or isinstance(student.trial.train.optimizer, Dot):
+            raise TrialError("not enough memory, and neither several processes nor dot take a batch in parts")
         if parts > student.trial.train.batch_size // 2:
             raise TrialError(f"not enough memory, though each batch was cut into {student.parts} parts already")
         log.warning(
@@ -298,12 +308,19 @@ class CohortTrainer:
             parts,
         )
         self.students.remove(student)
-        checkpoint.remove(student.folder)
-        if self.device.type == "cuda":
+        self._smaller.append((student.trial, parts))
+
+    def _begin_smaller(self) -> None:
+        """Begin the members anew that need smaller parts."""
+        waiting, self._smaller = self._smaller, []
+        if waiting and self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if (smaller := self._enter(student.trial, parts)) is not None:
-            self.students.append(smaller)
-            self._prepare([smaller] if smaller.to_prepare else [])
+        for trial, parts in waiting:
+            checkpoint.remove(self.layout.trial(trial.key))
+            if (student := self._enter(trial, parts)) is not None:
+                self.students.append(student)
+                with self._contained(student):
+                    self._prepare([student] if student.to_prepare else [])
 
     def _alive(self, members: list[Student]) -> list[Student]:
         return [student for student in members if not student.problem and student in self.students]
@@ -391,6 +408,7 @@ class CohortTrainer:
         if self.leads:
             write_text(student.folder.result, result.model_dump_json(indent=1))
             checkpoint.remove(student.folder)
+        self.group.same_on_all(status, f"how {result.key} ended")  # from here on the others find it on disk
         self._announce(result)
         self.students.remove(student)
 
@@ -401,11 +419,16 @@ class CohortTrainer:
             yield
         except Exception as error:
             self._fail(student.trial, error, student.history, student.started)
-            self.students.remove(student)
+            self.students = [member for member in self.students if member is not student]
 
     def _fail(self, trial: Trial, error: Exception, history: Sequence[EpochRecord], started: float) -> None:
-        if isinstance(error, StorageError) or self.group.world > 1:  # the other processes cannot know of it
+        if isinstance(error, StorageError | GroupError):
             raise error
+        if self.group.world > 1:  # the other processes cannot know of it
+            text = f"{trial.key} ({', '.join(trial.objective)}): {type(error).__name__}: {error}"
+            raise TrialError(
+                f"{text}. With several processes this ends its cohort; cohort: 1 spares the others."
+            ) from error
         path = self.layout.trial(trial.key).error
         write_text(path, "".join(traceback.format_exception(error)))
         reason = f"{type(error).__name__}: {error} (traceback in {path})"

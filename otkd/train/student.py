@@ -155,6 +155,8 @@ class Student:
         """Get ready for the current tick."""
         if self.position.epoch == 1 and not self.running.steps:
             self.optimizer = self._new_optimizer()
+            if self.average is not None and self.position.stage == MAIN:
+                self.average.updates = 0  # what a stage before has left, or the fresh weights, have no part in it
         self.model.train()
         self.objective.train()
         self._looked = self.running.steps
@@ -204,8 +206,11 @@ class Student:
             return
         if not self.trial.train.sync_batchnorm:
             self.group.average_buffers(self.model)
-        self.group.check_same(self.model, f"the weights of {self.trial.key}")
         self.group.broadcast(self.objective)
+        if self.average is not None and not self.trial.train.sync_batchnorm:
+            self.group.average_buffers(self.average.module)
+        for network in dict.fromkeys((self.model, self.deployed)):
+            self.group.check_same(network, f"the weights of {self.trial.key}")
 
     def end_epoch(self, metrics: dict[str, float], val: dict[str, float]) -> EpochRecord:
         """Close the current tick and move on to the next.
@@ -238,7 +243,8 @@ class Student:
         self.model.eval()
         self.objective.eval()
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.objective.snapshots(self.model(batch.image), out_t, batch)
+            network = self.deployed if self._bare is self.model else self.model
+            return self.objective.snapshots(network(batch.image), out_t, batch)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the network's state dict on the CPU."""
@@ -278,7 +284,12 @@ class Student:
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.random.state, self.draws.state = state["random"], state["draws"]
+        self.draws.state = state["draws"]
+        if self.group.rank == 0:
+            self.random.state = state["random"]
+        else:  # the checkpoint is the first process's
+            purpose = f"dropout/{self.group.rank}/{self.tick}"
+            self.random = RandomStream(derive(self.trial.seed, purpose, self.running.steps), self.device)
         self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
         self.best = Best(*state["best"]) if state["best"] else None
         self.started, self.prepare_s = state["started"], state["prepare_s"]

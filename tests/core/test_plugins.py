@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from otkd.core import plugins
+from otkd.core import datasets, plugins
 from otkd.core.errors import ConfigError, OtkdError
 
 HEADS = """
@@ -27,6 +27,39 @@ def test_heads_of_all_plugins_load_without_torch():
 def test_unknown_plugin_names_the_nearest():
     with pytest.raises(OtkdError, match="Did you mean 'cifar10'"):
         plugins.source("data", "cifar10O")
+
+
+def test_unknown_data_set_names_all_and_the_command_that_lists_them():
+    told = datasets.unknown("folders")
+    assert told.startswith("there is no data set 'folders'; there is cifar10, ")
+    assert ", folder/<name>, imagenet, parquet/<name>, " in told
+    assert told.endswith("(`otkd data list`). Did you mean 'folder/<name>'?")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("folder/x/", "folder/x"),
+        ("folder/./x", "folder/x"),
+        ("folder//x", "folder/x"),
+        ("folder/y/../x", "folder/x"),
+        ("parquet/a/b/.", "parquet/a/b"),
+        ("digits/", "digits"),
+    ],
+)
+def test_one_data_set_has_one_name(name, plain):
+    assert datasets.known(plain)
+    assert not datasets.known(name)
+    expected = f"a data set's name has no empty part and no '.' or '..'. Got {name!r}. Write {plain!r}."
+    assert datasets.unknown(name) == expected
+    with pytest.raises(OtkdError, match="Write"):
+        datasets.configure(name, {})
+
+
+@pytest.mark.parametrize("name", ["folder/", "folder/.", "folder/../x", "/", "", "folder/../../x", 5, None, [1]])
+def test_what_no_data_set_can_be_called(name):
+    assert not datasets.known(name)
+    assert datasets.unknown(name).startswith(f"there is no data set {name!r}; there is cifar10, ")
 
 
 def test_problems_are_reported_together_with_their_paths():

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from otkd.core import plugins
 from otkd.core.trial import Augment, Data, Model, Sgd, Step, Train, Trial, digest
 
 
@@ -76,3 +77,36 @@ def test_digest_refuses_what_json_cannot_say():
 def test_a_changed_copy_has_a_key_of_its_own():
     original = trial()
     assert original.key != original.model_copy(update={"seed": 9}).key
+
+
+@pytest.mark.parametrize("options", [5, 0, "abc", "", [1], []])
+@pytest.mark.parametrize("name", ["digits", "folder/pets"])
+def test_options_are_a_mapping(name, options):
+    with pytest.raises(ValidationError) as caught:
+        Data(name=name, options=options)
+    (problem,) = plugins.problems_of(caught.value, Data)
+    assert str(problem) == f"options: Input should be a valid dictionary. Got {options!r}."
+
+
+def test_options_may_be_left_empty():
+    assert Data(name="digits", options=None) == Data(name="digits")
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("digits", "Leave skip out."), ("parquet/pets", "Add `options: {stream: true}`, or leave skip out.")],
+)
+def test_only_streamed_images_can_be_skipped(name, way_out):
+    with pytest.raises(ValidationError) as caught:
+        Data(name=name, skip=3)
+    (problem,) = plugins.problems_of(caught.value, Data, "data")
+    assert str(problem) == (
+        f"data.skip: images of {name} are held in memory; only streamed ones can be left out. Got 3. {way_out}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("folder/pets", {}), ("parquet/pets", {"stream": True}), ("imagenet", {}), ("not known", {})]
+)
+def test_streamed_images_can_be_skipped(name, options):
+    assert Data(name=name, options=options, skip=3).skip == 3

@@ -177,6 +177,19 @@ def test_shards_together_are_the_whole_batch(augment: Augment, streamed: bool) -
 
 
 @both
+@each
+def test_a_shard_may_have_no_image_of_a_small_last_batch(augment: Augment, streamed: bool) -> None:
+    """Of 22 images in batches of 5 the last has 2; of 4 processes two have none of them, unless there are views."""
+    rows = torch.arange(22)
+    whole = list(batches(augment, streamed=streamed, rows=rows).epoch(1))
+    shards = [list(batches(augment, streamed=streamed, rows=rows, shard=Shard(rank, 4)).epoch(1)) for rank in range(4)]
+    last = [shard[-1].image for shard in shards]
+    assert [len(image) for image in last] == ([1, 1, 1, 1] if augment.views == 2 else [0, 1, 0, 1])
+    assert torch.equal(torch.cat(last), whole[-1].image)
+    assert {image.shape[1:] for image in last} == {whole[-1].image.shape[1:]}
+
+
+@both
 def test_evaluation_is_sharded_unless_all_is_asked_for(streamed: bool) -> None:
     whole = list(batches().ordered(8))
     assert same(list(batches(streamed=streamed, shard=Shard(2, 3)).ordered(8, whole=True)), whole)
@@ -243,6 +256,31 @@ def test_evaluation_leaves_out_the_same() -> None:
     assert torch.cat([batch.indices for batch in left]).tolist() == kept
     assert torch.equal(torch.cat([batch.target for batch in left]), LABELS[kept])
     assert torch.equal(torch.cat([batch.image for batch in left]), next(batches().ordered(COUNT)).image[kept])
+
+
+def test_evaluation_takes_what_is_left_of_a_batch_be_it_one_or_none() -> None:
+    """Of 23 images in batches of 3 the first is left with one, the second and the last with none."""
+    left = list(batches(files=spoilt(0, 1, 3, 4, 5, 21, 22), skip=7).ordered(3))
+    kept = [2, *range(6, 21)]
+    assert [len(batch.indices) for batch in left] == [1, 3, 3, 3, 3, 3]
+    assert torch.cat([batch.indices for batch in left]).tolist() == kept
+    assert torch.equal(torch.cat([batch.image for batch in left]), next(batches().ordered(COUNT)).image[kept])
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_training_refuses_fewer_than_two_images(good: int) -> None:
+    made = batches(files=spoilt(*range(good, COUNT)), batch_size=COUNT, skip=COUNT)
+    message = r"so many of a batch's 23 images are unreadable .* fewer than two are left.*verify.*larger batches"
+    with pytest.raises(DataError, match=message):
+        list(made.epoch(0))
+
+
+def test_evaluation_refuses_images_that_are_all_unreadable() -> None:
+    assert batches(files=spoilt(0, 1), skip=2).of_classes(2, 1).indices.tolist() == [3]
+    with pytest.raises(DataError, match=r"none of the images .* can be read\. Mend .*otkd data verify"):
+        batches(files=spoilt(0, 3), skip=2).of_classes(2, 1)
+    with pytest.raises(DataError, match="none of the images"):
+        list(batches(files=spoilt(*range(COUNT)), skip=COUNT).ordered(5))
 
 
 def test_shards_leave_nothing_out_unless_they_read_all() -> None:

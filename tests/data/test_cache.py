@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from otkd.core import plugins
 from otkd.core.datasets import DataOptions, Request, request_for
 from otkd.core.errors import DataError, OtkdError
 from otkd.core.trial import Data
@@ -163,3 +168,74 @@ def test_options_have_caches_of_their_own(tmp_path: Path) -> None:
     assert plain == tmp_path / "svhn"
     assert extra.parent == tmp_path
     assert extra != plain
+
+
+def test_no_two_names_have_one_folder(tmp_path: Path) -> None:
+    options = DataOptions()
+    extra = cache.place(request_for(Data(name="svhn", options={"extra": True}), None, tmp_path)).name
+    names = ["parquet/a/b", "parquet/a-b", "parquet/a%2Fb", "parquet/a+b", "parquet/a%2Bb", "parquet/" + "é" * 300]
+    names += ["parquet/" + "é" * 301, extra.replace("svhn", "parquet/a"), "parquet/a"]
+    places = [cache.place(Request(name, options, None, tmp_path)) for name in names]
+    assert len(set(places)) == len(names)
+    assert all(place.parent == tmp_path and len(str(place.name).encode()) < 255 for place in places)
+
+
+def test_equal_names_sizes_and_times_elsewhere_are_other_files(
+    load: Load, parquet_dir: Path, tmp_path: Path, tiny: RawSplits
+) -> None:
+    load()
+    other = Path(shutil.copytree(parquet_dir, tmp_path / "other"))
+    shard = other / "cifar100" / "test-00000-of-00001.parquet"
+    table = pq.read_table(shard)
+    before = shard.stat()
+    pq.write_table(table.set_column(1, "fine_label", pa.array(tiny.test.labels[::-1])), shard)
+    assert shard.stat().st_size == before.st_size
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert np.array_equal(load(other).test.labels, tiny.test.labels[::-1])
+
+
+def test_a_data_folder_spelt_otherwise_is_the_same(
+    load: Load, parquet_dir: Path, tmp_path: Path, tiny: RawSplits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    (tmp_path / "link").symlink_to(parquet_dir)
+    monkeypatch.chdir(parquet_dir.parent)
+    forbid_reading(monkeypatch)
+    assert_same(load(tmp_path / "link"), tiny)
+    assert_same(load(Path(parquet_dir.name)), tiny)
+
+
+def test_other_code_reads_anew(load: Load, tiny: RawSplits, monkeypatch: pytest.MonkeyPatch) -> None:
+    load()
+    monkeypatch.setattr(cache, "reader", lambda plugin: f"other code of {plugin}")
+    forbid_reading(monkeypatch)
+    with pytest.raises(DataError, match="was read again"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("plugin", "needed", "not_needed"),
+    [
+        ("cifar100", {"cifar100", "originals", "tables", "cifar", "pickles", "source"}, {"svhn", "augment", "stream"}),
+        ("parquet", {"parquet", "shards", "tables", "blob", "listing"}, {"cifar", "originals", "folder"}),
+        ("digits", {"digits", "source"}, {"tables", "originals"}),
+    ],
+)
+def test_the_code_that_reads(
+    plugin: str, needed: set[str], not_needed: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file changed in a copy of the folder: the plug-in, and what it imports."""
+    copy = Path(shutil.copytree(cache.HERE, tmp_path / "data"))
+    monkeypatch.setattr(cache, "HERE", copy)
+    monkeypatch.setattr(plugins, "source", lambda group, name: copy / f"{name}.py")
+    before = cache.reader(plugin)
+
+    def counts(name: str) -> bool:
+        file = copy / f"{name}.py"
+        text = file.read_bytes()
+        file.write_bytes(text + b"\n# changed\n")
+        changed = cache.reader(plugin) != before
+        file.write_bytes(text)
+        return changed
+
+    assert {name for name in needed | not_needed if counts(name)} == needed

@@ -91,11 +91,17 @@ def test_a_truncated_batch_is_named(
         read(tmp_path)
 
 
-def test_cifar100_is_not_taken_for_cifar10(read: Any, tmp_path: Path, small: RawSplits, layouts: Any) -> None:
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("below", ["", "cifar10"])
+def test_cifar100_is_not_taken_for_cifar10(
+    read: Any, tmp_path: Path, small: RawSplits, layouts: Any, below: str
+) -> None:
     for split, arrays in zip(("train", "test"), small, strict=True):
-        layouts.parquet(tmp_path / f"{split}-00000-of-00001.parquet", arrays)
+        layouts.parquet(tmp_path / below / f"{split}-00000-of-00001.parquet", arrays)
     with pytest.raises(DataError, match="has columns img, fine_label, coarse_label; expected img and label"):
         read(tmp_path)
+    write_batches(tmp_path, small, layouts)
+    layouts.assert_same(read(tmp_path), small)
 
 
 def test_pixels_keep_their_place(read: Any, tmp_path: Path, small: RawSplits, layouts: Any) -> None:

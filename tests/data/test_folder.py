@@ -53,7 +53,7 @@ def shades(split: object) -> list[int]:
 
 
 def kept(root: Path) -> Path:
-    return root.parents[1] / "cache" / "folder-pets" / "listing.npz"
+    return root.parents[1] / "cache" / "folder%2Fpets" / "listing.npz"
 
 
 def forbid_scanning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,3 +318,36 @@ def test_planning_imports_no_torch() -> None:
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_a_data_folder_spelt_otherwise_has_the_same_list(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = folder.survey(request(pets))
+    (pets.parents[1] / "link").symlink_to(pets.parent)
+    monkeypatch.chdir(pets.parents[1])
+    forbid_scanning(monkeypatch)
+    for spelt in (pets.parents[1] / "link", Path("data"), Path("link/../data")):
+        assert folder.survey(request(pets)._replace(data_dir=spelt)) == before
+
+
+def test_a_link_that_leads_elsewhere_now(pets: Path) -> None:
+    shutil.copytree(pets, pets.parents[1] / "other" / "pets")
+    picture(pets.parents[1] / "other" / "pets" / "train" / "dog" / "more.png")
+    link = pets.parents[1] / "link"
+    link.symlink_to(pets.parent)
+    asked = request(pets)._replace(data_dir=link)
+    assert folder.survey(asked).train == 3
+    link.unlink()
+    link.symlink_to(pets.parents[1] / "other")
+    assert folder.survey(asked).train == 4
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(36, "File name too long")])
+def test_a_folder_that_cannot_be_looked_at(pets: Path, monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def refuse(path: Path) -> bool:
+        raise error
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(
+        DataError, match=rf"pets cannot be read \({error.strerror}\)\. Check .* name another data folder"
+    ):
+        folder.survey(request(pets))

@@ -233,7 +233,7 @@ def empty_cell(root: Path) -> None:
         (missing_class, r"train: has 2 folders; it should have 3"),
         (class_of_another_kind, r"train: has 4 folders, dogs for one, which is no class of ImageNet"),
         (missing_image, r"found 3 train images with 3 labels; there should be 4"),
-        (no_val, r"val: cannot be read \(No such file"),
+        (no_val, r"imagenet has train and no val, .*(?s:.*)image-net\.org"),
         (strange_image, r"val_00000006\.JPEG: .*devkit_t12 has no class for it"),
         (damaged_meta, r"devkit_t12: cannot read meta\.mat"),
         (number_out_of_range, r"devkit_t12: cannot read .*KeyError\(4\)"),

@@ -242,3 +242,46 @@ def test_every_item_names_a_checksum() -> None:
     for item in (*given, *tiny_imagenet.ORIGIN.items(), *fashion_mnist.ORIGIN.items()):
         assert item.url.startswith("http")
         assert len(item.md5) == 32
+
+
+def only(content: str) -> Any:
+    """Of one layout: takes folders whose first training file begins so."""
+    return lambda path: "" if path.read_text().startswith(content) else f"has other things; expected {content}"
+
+
+def test_files_of_another_set_in_the_data_folder_are_passed_over(tmp_path: Path) -> None:
+    origin = TOY._replace(layouts=(SHARDS._replace(misfit=only("1")), FOLDERS))
+    data = write(tmp_path / "data", train__0=2, test__0=1)
+    asked = ask(tmp_path, data)
+    assert originals.sources(asked, origin) == []
+    (data / "test-0.txt").unlink()
+    assert originals.sources(asked, origin) == [], "half of another set is no half of this one"
+    write(data / "deeper", train__0=1, test__0=1)
+    assert [path.parent.name for path in originals.sources(asked, origin)] == ["deeper"] * 2
+
+
+@pytest.mark.usefixtures("no_network")
+def test_files_of_another_set_are_told(tmp_path: Path) -> None:
+    origin = TOY._replace(layouts=(SHARDS._replace(misfit=only("1")),))
+    asked = ask(tmp_path, write(tmp_path / "data", train__0=2, test__0=1))
+    with pytest.raises(DataError, match=r"(?s)no images under.*train-0\.txt has other things; expected 1"):
+        originals.read(asked, origin)
+    write(tmp_path / "data" / "toy", train__0=2, test__0=1)
+    with pytest.raises(DataError, match=r"^toy: .*toy/train-0\.txt has other things; expected 1"):
+        originals.sources(asked, origin)
+
+
+def test_the_own_folder_comes_first_in_whatever_layout(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", train__0=1, test__0=1)
+    write_folders(data / "toy")
+    assert read(tmp_path, data) == ([9, 1, 2], [9, 4])
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    data = write(tmp_path / "data", train__0=1, test__0=1)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=r"data: cannot be read \(Permission denied\)\. Check its permissions"):
+        originals.sources(ask(tmp_path, data), TOY)

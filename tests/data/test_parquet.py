@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_through_the_pipeline(root: Path) -> None:
 def test_copy_is_kept_until_the_source_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet.index(request(root, stream=True))
     before = parquet.index(request(root, stream=True, side=64)).train
-    (copies,) = {Path(before.file).parent}
+    copies = Path(before.file).parent
     assert len(list(copies.glob("*.bin"))) == 2
     shard = root / "data" / "train-00001-of-00002.parquet"
     write(shard, PIXELS[[5, 4]], [0, 1])
@@ -358,3 +359,87 @@ def test_options_survive_their_own_dump() -> None:
     for options in ({}, {"stream": True, "side": 96}):
         made = configure("parquet/pets", options)
         assert configure("parquet/pets", made.model_dump(mode="json")) == made
+
+
+def test_labels_are_part_of_the_digest(root: Path) -> None:
+    """Corrected in place: the file keeps its name and size."""
+    shard = root / "data" / "train-00000-of-00002.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table, shard, compression="none", use_dictionary=False)
+    before, size = request(root).options.found, shard.stat().st_size
+    corrected = table.set_column(1, "label", pa.array([2, 0, 1, 2]))
+    pq.write_table(corrected, shard, compression="none", use_dictionary=False)
+    assert shard.stat().st_size == size
+    after = request(root).options.found
+    assert after.digest != before.digest
+    assert after.model_copy(update={"digest": before.digest}) == before
+
+
+def test_test_labels_are_part_of_the_digest(root: Path) -> None:
+    before = request(root).options.found.digest
+    write(root / "data" / "test-00000-of-00001.parquet", PIXELS[6:], [0, 2, 0])
+    assert request(root).options.found.digest != before
+
+
+def test_a_copy_elsewhere_has_the_same_digest(root: Path) -> None:
+    before = request(root).options.found
+    moved = Path(shutil.copytree(root, root.parents[1] / "other" / "pets"))
+    assert request(moved).options.found == before
+
+
+def test_a_data_folder_spelt_otherwise_has_the_same_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request(root, stream=True)
+    before = parquet.index(asked).train
+    (root.parents[1] / "link").symlink_to(root.parent)
+    monkeypatch.chdir(root.parents[1])
+    monkeypatch.setattr(blob, "_write", None)
+    for spelt in (root.parents[1] / "link", Path("data"), Path("link/../data")):
+        assert parquet.index(asked._replace(data_dir=spelt)).train.file == before.file
+
+
+def test_the_copy_of_another_data_folder_stays(root: Path) -> None:
+    """It may be in use."""
+    asked = request(root, stream=True)
+    before = parquet.index(asked).train
+    other = Path(shutil.copytree(root, root.parents[1] / "other" / "pets"))
+    write(other / "data" / "train-00001-of-00002.parquet", PIXELS[[5, 4]], [0, 1])
+    after = parquet.index(asked._replace(data_dir=other.parent)).train
+    assert after.read(4) == encoded(PIXELS[5])
+    assert before.read(4) == encoded(PIXELS[4])
+
+
+def test_what_a_killed_copy_left_is_removed(root: Path) -> None:
+    copy = Path(parquet.index(request(root, stream=True)).train.file)
+    left = copy.with_name(f".{copy.name}.99999.tmp")
+    left.write_bytes(b"half")
+    copy.unlink()
+    parquet.index(request(root, stream=True))
+    assert not left.exists()
+
+
+def test_a_copy_knows_whether_it_is_intact(root: Path) -> None:
+    train = parquet.index(request(root, stream=True)).train
+    assert train.intact()
+    content = bytearray(Path(train.file).read_bytes())
+    content[-1] ^= 1
+    Path(train.file).write_bytes(content)
+    assert not train.intact()
+    Path(train.file).unlink()
+    assert not train.intact()
+
+
+def test_other_code_makes_another_copy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = parquet.index(request(root, stream=True)).train.file
+    monkeypatch.setattr(parquet, "reader", lambda plugin: f"other code of {plugin}")
+    assert parquet.index(request(root, stream=True)).train.file != before
+
+
+def test_mean_and_deviation_share_a_cache(root: Path) -> None:
+    plain, other = (cache.place(request(root, **options)) for options in ({}, {"mean": (0.1, 0.2, 0.3)}))
+    assert plain == other
+    assert cache.place(request(root, label="label", image="image")) != plain
+
+
+def test_a_label_column_that_is_not_there(root: Path) -> None:
+    with pytest.raises(DataError, match=r"expected lable\. .*options: \{label: …\}\. Did you mean 'label'"):
+        request(root, label="lable")

@@ -14,8 +14,9 @@ from otkd.core.errors import OtkdError
 from otkd.core.output import Batch
 from otkd.core.seeds import derive
 from otkd.core.trial import Data
-from otkd.data.augment import draw, shift_and_flip
+from otkd.data.augment import draw
 from otkd.data.batches import Batches
+from otkd.data.crops import shift_and_flip
 from otkd.data.pipeline import Images, prepare, split
 
 CARD = DataCard(

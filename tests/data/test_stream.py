@@ -24,7 +24,7 @@ from otkd.core.augment import Augment, ResizedCrop
 from otkd.core.cards import DataCard
 from otkd.core.errors import DataError
 from otkd.data import stream
-from otkd.data.augment import boxes
+from otkd.data.crops import boxes
 from otkd.data.decode import LONGEST, decode, reason
 from otkd.data.stores import Pixels, Want
 from otkd.data.stream import Streamed, central
@@ -350,10 +350,11 @@ def test_views_of_an_unreadable_image_count_once() -> None:
     assert made.kept_B.tolist() == [0, 1, 4, 5]
 
 
-@pytest.mark.parametrize("rows", [[0, 3], [0, 1], [0]])
-def test_fewer_than_two_left(rows: list[int]) -> None:
-    with pytest.raises(DataError, match=r"pictures/[01].jpg: .*fewer than two images are left.*larger batches"):
-        list(streamed([b"broken", b"broken", *GOOD[2:]], skip=9).batches(wants(rows)))
+@pytest.mark.parametrize(("rows", "left"), [([0, 3], [1]), ([0, 1], []), ([0], [])])
+def test_few_or_none_of_a_batch_may_be_left(rows: list[int], left: list[int]) -> None:
+    (made,) = streamed([b"broken", b"broken", *GOOD[2:]], skip=9).batches(wants(rows))
+    assert made.kept_B.tolist() == left
+    assert made.pixels_BHWC.shape == (len(left), 13, 13, 3)
 
 
 def test_a_single_image_that_can_be_read_is_enough() -> None:

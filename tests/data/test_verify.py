@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -301,3 +303,25 @@ def test_a_killed_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(DataError, match="killed while it decoded"):
         looks.on_disk(EncodedSplits(Killer(), Killer()), 3, 1, lambda *_: None)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_damaged_copy_is_told_from_a_damaged_file(tmp_path: Path, split: str) -> None:
+    cells = [{"bytes": encoded(9, 7, seed=row)} for row in range(6)]
+    for part, rows in (("train", slice(0, 4)), ("test", slice(4, 6))):
+        (tmp_path / "pets").mkdir(exist_ok=True)
+        table = pa.table({"image": cells[rows], "label": [0, 1, 0, 1][: rows.stop - rows.start]})
+        pq.write_table(table, tmp_path / "pets" / f"{part}.parquet")
+    data = Data(name="parquet/pets", options={"stream": True, "side": 16})
+    assert checked(data, tmp_path, 0).ok
+    (copy,) = (tmp_path / "cache").glob(f"*/{split}-*.bin")
+    sound = copy.read_bytes()
+    copy.write_bytes(bytes(len(sound)))
+    found = checked(data, tmp_path, 0)
+    assert found.unreadable == ()
+    (problem,) = found.problems
+    assert str(copy) in problem
+    assert "Delete it" in problem
+    copy.unlink()
+    assert checked(data, tmp_path, 0).ok
+    assert copy.read_bytes() == sound

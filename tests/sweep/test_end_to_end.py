@@ -321,6 +321,12 @@ def test_two_processes_a_cohort_survive_the_loss_of_one(local_runs, file, tmp_pa
         assert first == pytest.approx(expected, rel=0.05)
 
 
+def test_more_processes_than_cores_are_refused(file, tmp_path):
+    done = otkd("sweep", file, "--runs", tmp_path, "--set", "resources.gpus_per_trial=999")
+    assert done.returncode == 1
+    assert "resources.gpus_per_trial: 999 processes a cohort need a core each" in done.stderr
+
+
 def test_several_processes_need_ray(file, tmp_path):
     done = otkd("sweep", file, "--local", "--runs", tmp_path, "--set", "resources.gpus_per_trial=2")
     assert done.returncode == 1

@@ -5,6 +5,7 @@ import torch
 
 from otkd.core import names
 from otkd.core.errors import TrialError
+from otkd.losses.base import LossOutput
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
 
@@ -80,6 +81,27 @@ def test_interrupted_in_the_middle_of_an_epoch_gives_the_same_bits(environment, 
     for trial, result, again in zip(cohort, results, fit(cohort, Mailbox(), here), strict=True):
         assert numbers(again) == numbers(result)
         assert same_weights(weights(here, trial), weights(whole, trial))
+
+
+def test_killed_after_a_divergence_in_the_last_step_it_diverges_again(environment, trial, monkeypatch):
+    here, steps = environment(checkpoint_s=0.0), []
+    monkeypatch.setattr(engine, "SAVING", 1e9)
+
+    def late(self, *_):
+        steps.append(1)
+        return LossOutput(torch.tensor(torch.nan if len(steps) % 4 == 0 else 0.0))
+
+    def killed(*_):
+        raise Stop
+
+    monkeypatch.setattr("otkd.losses.kd.Loss.forward", late)
+    monkeypatch.setattr(CohortTrainer, "_end", killed)
+    small = trial("kd", train=trial("kd").train.model_copy(update={"epochs": 1}))
+    with pytest.raises(Stop):
+        fit([small], Mailbox(), here)
+    monkeypatch.undo()
+    monkeypatch.setattr("otkd.losses.kd.Loss.forward", lambda *_: LossOutput(torch.tensor(torch.nan)))
+    assert fit([small], Mailbox(), here)[0].status == "diverged"
 
 
 def test_members_that_stopped_at_different_epochs_meet_again(environment, trial):

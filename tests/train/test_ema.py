@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from otkd.core import names
+from otkd.losses.objective import MAIN
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, fit
 from otkd.train.evaluate import evaluate
@@ -21,12 +22,15 @@ def averaged(trial):
     return build
 
 
-def test_the_average_of_all_steps_is_kept_and_measured(environment, averaged, monkeypatch):
-    """Against the recursion over copies of the weights after each step."""
+@pytest.mark.parametrize("method", ["kd", {"ce": {}, "fitnet": {"stages": {"epochs": 1, "lr": 0.01}}}])
+def test_the_average_of_all_steps_is_kept_and_measured(environment, averaged, monkeypatch, method):
+    """Against the recursion over copies of the weights after each step of the main stage."""
     followed, step = {}, Student.train_step
 
     def follow(self, *args):
         step(self, *args)
+        if self.position.stage != MAIN:
+            return
         now = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for name, tensor in now.items():
             whole = not tensor.is_floating_point() or name not in followed
@@ -34,7 +38,7 @@ def test_the_average_of_all_steps_is_kept_and_measured(environment, averaged, mo
 
     monkeypatch.setattr(Student, "train_step", follow)
     here = environment()
-    [result] = fit([averaged()], Mailbox(), here)
+    [result] = fit([averaged(method)], Mailbox(), here)
     kept = torch.load(here.layout.trial(result.key).last, weights_only=True)
     assert kept.keys() == followed.keys()
     for name, tensor in kept.items():

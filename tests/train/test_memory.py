@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from otkd.core import names
+from otkd.core.augment import Augment
 from otkd.core.output import Batch, Mixed, ModelOutput
 from otkd.core.trial import Data, Dot, Sgd, Train
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, fit
 from otkd.train.student import Student, cut
+from otkd.train.teacher import Teacher
 
 RECIPE = {"epochs": 1, "batch_size": 10, "optimizer": Sgd(name="sgd", lr=0.1), "precision": "fp32"}
 
@@ -97,6 +99,42 @@ def test_without_memory_a_member_begins_anew_in_smaller_parts(environment, trial
     for name in (names.test("last", "loss"), names.test("last", "top1")):
         assert halved.metrics[name] == same.metrics[name]
     assert [record.epoch for record in halved.epochs] == [1, 2]
+
+
+def test_dot_cannot_begin_smaller(environment, trial, short_of_memory):
+    short_of_memory(3)
+    recipe = Train(**{**RECIPE, "optimizer": Dot(name="dot")})
+    failed, fine = fit([trial("at", train=recipe), trial("kd", train=recipe)], Mailbox(), environment())
+    assert (failed.status, fine.status) == ("failed", "finished")
+    assert "neither several processes nor dot take a batch in parts" in failed.reason
+
+
+def test_a_member_that_cannot_begin_anew_fails_alone(environment, trial, short_of_memory, monkeypatch):
+    outputs, asked = Teacher.outputs, []
+
+    def refuse(*args):
+        asked.append(1)
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("none left either")
+        return outputs(*args)
+
+    monkeypatch.setattr(Teacher, "outputs", refuse)
+    short_of_memory(3)
+    learning = trial({"ce": {}, "attention": {}, "wkd_logit": {"layer": "stage3", "side": 1}}, train=Train(**RECIPE))
+    failed, fine = fit([learning, trial("kd", train=Train(**RECIPE))], Mailbox(), environment())
+    assert (failed.status, fine.status) == ("failed", "finished")
+    assert "none left either" in failed.reason
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("change", "images"), [({"accumulate": 3}, 4), ({}, 20)])
+def test_terms_are_told_how_many_images_they_will_see(environment, trial, change, images):
+    data = Data(name="digits", limit=150, augment=Augment(pad=1, views=2 if images == 20 else 1))
+    made = trial({"ce": {}, "semckd": {}}, train=Train(**{**RECIPE, **change}), data=data)
+    trainer = CohortTrainer([made], Mailbox(), environment())
+    assert trainer._facts(made, change.get("accumulate", 1)).keywords["batch_size"] == images
+    [result] = fit([made], Mailbox(), environment())
+    assert result.status == "finished", result.reason
 
 
 def test_a_trial_that_never_fits_fails_alone(environment, trial, short_of_memory):

@@ -28,7 +28,7 @@ OBJECTIVES = {
     "kd": {"ce": {"weight": 0.1}, "kd": {"weight": 0.9}},
     "fitnets": {"ce": {}, "fitnet": {"stages": {"epochs": 1, "lr": 0.01}}},
     "ot": {"ce": {}, "transport": {}},
-    "rkd": {"ce": {}, "rkd": {}},
+    "sp": {"ce": {}, "similarity": {}},
     "crd": {"ce": {}, "crd": {"negatives": 20}},
     "simkd": {"simkd": {}},
     "wkd": {"ce": {}, "wkd_logit": {"layer": "stage3", "side": 1}},
