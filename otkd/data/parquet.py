@@ -202,9 +202,8 @@ def _channels(mode: str) -> int:
 
 
 def _other_size(size: tuple[int, int]) -> str:
-    return (
-        f"it is {size[0]} × {size[1]} pixels. Images in memory are square and of one size; `stream: true` scales them."
-    )
+    is_of = f"it is {size[0]} × {size[1]} pixels"
+    return is_of + ". Images in memory are square and of one size; `options: {stream: true}` scales them."
 
 
 def _arrays(files: list[Path], image: str, labels_N: NDArray[np.int64], made: DataCard) -> Arrays:
@@ -213,7 +212,7 @@ def _arrays(files: list[Path], image: str, labels_N: NDArray[np.int64], made: Da
     except MemoryError as error:
         raise DataError(
             f"{files[0].parent}: {len(labels_N):,} images of {made.side} × {made.side} pixels exceed memory; with "
-            "`stream: true` they stay on disk."
+            "`options: {stream: true}` they stay on disk."
         ) from error
 
 
@@ -227,7 +226,7 @@ def _exact(encoded: bytes, made: DataCard) -> NDArray[np.uint8]:
             kinds = {1: "grey", 3: "in colour"}
             raise DataError(
                 f"it is {kinds[channels]}, and the first image is {kinds[made.channels]}. Convert it, or let "
-                "`stream: true` convert all to colour."
+                "`options: {stream: true}` convert all to colour."
             )
         return pixels(picture, channels)
 

@@ -97,9 +97,10 @@ class Streamed:
     def _leave_out(self, image: Unreadable, before: int) -> None:
         where = self.encoded.where(image.row)
         if before >= self.skip:
+            earlier = f" {before} before it have been left out, as many as may be." if before else ""
             raise DataError(
-                f"{where}: unreadable image ({image.reason}). {before} have been left out of this pass before, and no "
-                f"more than {self.skip} may be. {WAYS_OUT}, or let more be left out: `data: {{skip: N}}`."
+                f"{where}: unreadable image ({image.reason}).{earlier} {WAYS_OUT}, or let more be left out: "
+                f"`data: {{skip: N}}`."
             )
         if before < TOLD:
             log.warning("%s: unreadable image left out (%s)", where, image.reason)

@@ -420,10 +420,24 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
         f"Budget: epochs of a student {spec.train.epochs}{budget_t}; "
         f"batch size {spec.train.batch_size}, {spec.train.optimizer.name} "
         f"with learning rate {spec.train.optimizer.lr:g}, {spec.train.schedule.name} schedule.",
+        *_recipe(spec.train, data),
         selection,
         f"{len(spec.seeds)} seed{'s' * (len(spec.seeds) > 1)} per method; methods share teacher, batches, augmentation "
         "and initial weights, so differences are paired by seed. ± is the sample standard deviation over seeds.",
     )
+
+
+def _recipe(train: Train, data: Data) -> Iterator[str]:
+    """What else of the recipe a reader of the numbers has to know."""
+    used = (data.augment or data.card.augment).model_dump(mode="json", exclude_defaults=True)
+    settings = yaml.safe_dump(used, default_flow_style=True, sort_keys=False, width=1000).strip()[1:-1]
+    yield f"Augmentation of training images: {settings or 'none'}."
+    if train.ema is not None:
+        yield f"Weights that are measured, selected and kept are a running average over steps (ema {train.ema:g})."
+    if train.accumulate > 1:
+        yield f"Each batch is cut into {train.accumulate} parts, which batch norm and losses see one at a time."
+    if data.skip:
+        yield f"Up to {data.skip} unreadable images are left out of an epoch."
 
 
 def _stages(variants: Mapping[Pair, list[Variant]]) -> Iterator[str]:

@@ -36,6 +36,7 @@ ANSWER_S = 5.0
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the sink retries by itself, and says so
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

@@ -273,7 +273,9 @@ def test_no_such_folder(root: Path) -> None:
 
 def test_another_size(root: Path) -> None:
     write(root / "data" / "train-00001-of-00002.parquet", [PIXELS[4], PIXELS[5][:6]], [1, 0])
-    with pytest.raises(DataError, match=r"00001-of-00002\.parquet: row 1: it is 7 × 6 pixels.*`stream: true` scales"):
+    with pytest.raises(
+        DataError, match=r"00001-of-00002\.parquet: row 1: it is 7 × 6 pixels.*`options: {stream: true}` scales"
+    ):
         parquet.read(request(root))
     assert parquet.index(request(root, stream=True)).train.read(5) == encoded(PIXELS[5][:6])
 
@@ -290,7 +292,7 @@ def test_grey_among_colour(root: Path, first: int) -> None:
     images = [PIXELS[0], PIXELS[1][:, :, 0]]
     ordered = [images[first], images[1 - first], *([images[first]] * 2)]
     write(root / "data" / "train-00000-of-00002.parquet", ordered, [0, 2, 1, 2])
-    with pytest.raises(DataError, match=r"row 1: it is (grey|in colour), and the first image is .*`stream: true`"):
+    with pytest.raises(DataError, match=r"row 1: it is (grey|in colour), and the first image is .*stream: true"):
         parquet.read(request(root))
     assert request(root, stream=True).options.found.channels == 3
 
@@ -344,7 +346,7 @@ def test_too_many_for_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise MemoryError
 
     monkeypatch.setattr(np, "empty", none_left)
-    with pytest.raises(DataError, match=r"6 images of 7 × 7 pixels exceed memory; with `stream: true`"):
+    with pytest.raises(DataError, match=r"6 images of 7 × 7 pixels exceed memory; with `options: {stream: true}`"):
         parquet.read(request(root))
 
 

@@ -306,7 +306,7 @@ def test_first_unreadable_image_ends_it(kind: str, workers: int) -> None:
     spoilt = [*GOOD[:5], content, *GOOD[6:]]
     with pytest.raises(DataError) as told:
         list(streamed(spoilt, workers=workers).batches(shuffled()))
-    for part in ("pictures/5.jpg: unreadable", why, "0 have been left out", "otkd data verify", "data: {skip: N}"):
+    for part in ("pictures/5.jpg: unreadable", why, "otkd data verify", "data: {skip: N}"):
         assert part in str(told.value)
 
 
@@ -341,7 +341,7 @@ def test_one_more_ends_it_and_every_pass_counts_anew() -> None:
     store = streamed(spoilt, skip=2)
     for _ in range(2):
         assert len(list(store.batches(wants([0, 1, 2], [7, 8, 9])))) == 2
-    with pytest.raises(DataError, match=r"pictures/16.jpg.*2 have been left out .* no more than 2"):
+    with pytest.raises(DataError, match=r"pictures/16.jpg.*2 before it have been left out"):
         list(store.batches(wants([0, 1, 2], [7, 8, 9], [15, 16, 17])))
 
 
