@@ -52,7 +52,7 @@ class Student:
         image_2CHW: two images.
         probe: what the terms get to know, given the student's output for the two images.
         card: the data set.
-        group: the processes that share every batch.
+        group: the processes that share every batch; None for this one alone.
         parts: how many parts a batch is cut into at the least; the recipe may ask for more.
     """
 
@@ -65,11 +65,11 @@ class Student:
         probe: Callable[[ModelOutput], Probe],
         card: DataCard,
         dtype: torch.dtype | None,
-        group: Group,
+        group: Group | None = None,
         parts: int = 1,
     ) -> None:
         self.trial = trial
-        self.group = group
+        self.group = group = group or Group()
         self.folder = layout.trial(trial.key)
         self.device, self.dtype = image_2CHW.device, dtype
         network = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
