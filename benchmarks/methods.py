@@ -11,10 +11,8 @@ beside the student's.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -27,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent)  # in place of this folder, in which there is an `ot.py` as in POT
 
-from benchmarks.ot import THREADS, conditions  # noqa: E402
+from benchmarks.ot import THREADS, conditions, save  # noqa: E402
 from otkd.core import plugins  # noqa: E402
 from otkd.core.errors import Problem  # noqa: E402
 
@@ -124,7 +122,7 @@ def run(options: argparse.Namespace) -> None:
         tables.append(table(pair, options.only, device, QUICK_REPEATS if options.quick else REPEATS))
         print(f"\n{tables[-1].markdown()}", flush=True)
     if options.save:
-        save(about, texts, tables)
+        save("methods", about, texts, tables)
 
 
 def objectives(names: Sequence[str]) -> list[Terms]:
@@ -321,17 +319,6 @@ def row(record: Mapping[str, Any]) -> dict[str, str]:
         "parameters": "–" if parameters is None else str(parameters),
         "note": record["note"].replace("|", "/"),
     }
-
-
-def save(about: Mapping[str, str], texts: Sequence[str], tables: Sequence[Table]) -> None:
-    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    path = HERE / "results" / f"methods-{slug}.json"
-    path.parent.mkdir(exist_ok=True)
-    content = {"conditions": about, "tables": [{"title": table.title, "records": table.records} for table in tables]}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    whole = "\n\n".join([*texts, *(table.markdown() for table in tables)])
-    path.with_suffix(".md").write_text(whole + "\n", encoding="utf-8")
-    print(f"\nwritten: {path} and .md")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     summary = list(verdicts(tables))
     print(*(f"\n{table.markdown()}" for table in summary), sep="\n")
     if options.save:
-        save(about, texts, [*tables, *summary])
+        save("ot", about, texts, [*tables, *summary])
 
 
 def planned(options: argparse.Namespace) -> Plan:
@@ -122,9 +122,9 @@ def cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def save(about: Mapping[str, str], texts: Sequence[str], tables: Sequence[Table]) -> None:
+def save(kind: str, about: Mapping[str, str], texts: Sequence[str], tables: Sequence[Table]) -> None:
     slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    path = HERE / "results" / f"ot-{slug}.json"
+    path = HERE / "results" / f"{kind}-{slug}.json"
     path.parent.mkdir(exist_ok=True)
     content = {"conditions": about, "tables": [{"title": table.title, "records": table.records} for table in tables]}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

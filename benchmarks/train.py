@@ -7,20 +7,18 @@ Also: cohorts of several sizes, seconds to a trial's first step and to load its 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parent)  # in place of this folder, in which there is an `ot.py` as in POT
 
-from benchmarks.ot import THREADS, conditions  # noqa: E402
+from benchmarks.ot import THREADS, conditions, save  # noqa: E402
 
 if TYPE_CHECKING:
     from benchmarks.training.scene import Place
@@ -131,17 +129,6 @@ def vision() -> str:
     from benchmarks.transport.bench import installed
 
     return installed("torchvision")
-
-
-def save(kind: str, about: Mapping[str, str], texts: Sequence[str], tables: Sequence[Table]) -> None:
-    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    path = HERE / "results" / f"{kind}-{slug}.json"
-    path.parent.mkdir(exist_ok=True)
-    content = {"conditions": about, "tables": [{"title": table.title, "records": table.records} for table in tables]}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    whole = "\n\n".join([*texts, *(table.markdown() for table in tables)])
-    path.with_suffix(".md").write_text(whole + "\n", encoding="utf-8")
-    print(f"\nwritten: {path} and .md")
 
 
 if __name__ == "__main__":

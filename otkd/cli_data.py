@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from otkd.core.errors import ConfigError, OtkdError, Problem, StorageError
+from otkd.core.errors import ConfigError, OtkdError, StorageError
 from otkd.core.layout import Layout
 
 if TYPE_CHECKING:
@@ -154,13 +154,14 @@ def _data(
     from otkd.core import datasets, plugins
     from otkd.core.trial import Data
     from otkd.sweep import yamlfile
+    from otkd.sweep.spec import parse_override
     from otkd.sweep.trees import merge
 
     tree: dict[str, Any] = {"name": name}
     if augment is not None:
         tree["augment"] = yamlfile.parse(augment, "--augment")
     for text in overrides or ():
-        tree = merge(tree, _override(text))
+        tree = merge(tree, parse_override(text))
     if not datasets.known(tree["name"]):
         raise OtkdError(datasets.unknown(tree["name"]))
     try:
@@ -168,19 +169,6 @@ def _data(
     except ValidationError as error:
         raise ConfigError("data", plugins.problems_of(error, Data)) from None
     return datasets.survey(data, data_dir, cache_dir)
-
-
-def _override(text: str) -> dict[str, Any]:
-    from otkd.sweep import yamlfile
-
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise ConfigError("--set", [Problem("", f"{text!r} is not of the form dotted.path=value.")])
-    first, *deeper = path.split(".")
-    tree: Any = yamlfile.parse(value, f"--set {path}")
-    for part in reversed(deeper):
-        tree = {part: tree}
-    return {first: tree}
 
 
 def _flow(data: Data) -> str:

@@ -153,7 +153,7 @@ def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Load
     if applied in profiles:
         tree = merge(tree, _spelled(profiles[applied]))
     for override in overrides:
-        change = _parse_override(override)
+        change = parse_override(override)
         _refuse_new_methods(tree, change, path)
         tree = merge(tree, _spelled(change))
     tree.pop("profiles", None)
@@ -210,7 +210,12 @@ def _refuse_new_methods(tree: Mapping[str, Any], change: Mapping[str, Any], path
             raise ConfigError("--set", [Problem(f"methods.{method}", text + did_you_mean(method, map(str, known)))])
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def parse_override(text: str) -> dict[str, Any]:
+    """The tree that `dotted.path=value` stands for; the value is YAML.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise ConfigError("--set", [Problem("", f"{text!r} is not of the form dotted.path=value.")])
