@@ -11,7 +11,7 @@ STAMP := .venv/.otkd-setup
 SWEEP_ARGS = --profile $(PROFILE) $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-cifar sweep-svhn sweep-imagenet sweep-ot sweep-zoo ablation-cifar report ui test bench-ot bench-methods bench-train lint format lock schema clean
+.PHONY: help setup demo sweep-cifar sweep-svhn sweep-imagenet sweep-ot sweep-zoo ablation-cifar tune-transport report ui test test-long test-faults bench-ot bench-methods bench-train bench-sweep bench-tuning postgres lint format lock schema clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,14 +47,23 @@ sweep-zoo: $(STAMP) ## Every published method of sweeps/methods.yaml on one pair
 ablation-cifar: $(STAMP) ## What each part of the transport loss brings on CIFAR-100 (PROFILE, DATA, ARGS as above)
 	@$(BIN)/otkd sweep sweeps/ablations/cifar100_transport.yaml $(SWEEP_ARGS)
 
+tune-transport: $(STAMP) ## KD and a transport loss on CIFAR-100, tuned at equal effort (PROFILE, DATA, ARGS as above)
+	@$(BIN)/otkd sweep sweeps/tune_transport.yaml $(SWEEP_ARGS)
+
 report: $(STAMP) ## Tables and figures of the last sweep again (SWEEP=name for another)
 	@$(BIN)/otkd report $(SWEEP) $(ARGS)
 
 ui: $(STAMP) ## MLflow's pages on 127.0.0.1 (PORT=5000)
 	@$(BIN)/otkd ui --port $(PORT) $(ARGS)
 
-test: $(STAMP) ## All tests (ARGS="tests/ot -k sinkhorn" for some)
+test: $(STAMP) ## The tests, but for the long ones (ARGS="tests/ot -k sinkhorn" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(STAMP) ## The tests that take half a minute and more (ARGS as above)
+	@$(BIN)/python -m pytest -m long $(ARGS)
+
+test-faults: $(STAMP) ## Whole sweeps that are killed, starved and cut off, and must lose nothing; minutes (ARGS as above)
+	@$(BIN)/python -m pytest tests/faults $(ARGS)
 
 bench-ot: $(STAMP) ## Transport solvers against POT and geomloss, side by side (ARGS="--quick", "--save")
 	@$(BIN)/python benchmarks/ot.py $(ARGS)
@@ -64,6 +73,15 @@ bench-methods: $(STAMP) ## What a step with each method costs beside KD, in time
 
 bench-train: $(STAMP) ## The engine beside its floor and a classic loop (ARGS as above; ARGS=--sweep: a sweep as cohorts and not)
 	@$(BIN)/python benchmarks/train.py $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
+
+bench-sweep: $(STAMP) ## A sweep beside its training: 200 trials of a second, 2,000 trials' records (ARGS as above)
+	@$(BIN)/python benchmarks/sweep.py $(ARGS)
+
+bench-tuning: $(STAMP) ## A search that stops early beside the whole grid, on CIFAR-100 (DATA, ARGS as above)
+	@$(BIN)/python benchmarks/tuning.py $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
+
+postgres: $(STAMP) ## PostgreSQL for MLflow's records on 127.0.0.1 until Ctrl-C; says what to export (data in runs/postgres)
+	@exec $(BIN)/python scripts/postgres $(ARGS)
 
 lint: $(STAMP) ## Style, types, and who may import whom
 	@$(BIN)/ruff check --quiet .

@@ -80,6 +80,7 @@ def rows(bench: Run, title: str) -> list[dict[str, Any]]:
 PAIR = "resnet8 ← resnet20"
 
 
+@pytest.mark.long
 def test_every_table_is_complete(bench: Run) -> None:
     assert list(bench.printed) == list(bench.records)
     assert [row["method"] for row in rows(bench, f"{PAIR}: one")] == ["kd", "fitnet", "attention", "transport"]
@@ -91,6 +92,7 @@ def test_every_table_is_complete(bench: Run) -> None:
     assert (bench.conditions["threads"], bench.conditions["engine and floor"]) == ("1", "fp32")
 
 
+@pytest.mark.long
 def test_ratios_are_ratios_of_the_rates(bench: Run) -> None:
     for row in rows(bench, f"{PAIR}: one"):
         for loop in ("plain floor", "fast floor", "classic"):
@@ -100,11 +102,13 @@ def test_ratios_are_ratios_of_the_rates(bench: Run) -> None:
     assert six["classic / cohort"] == pytest.approx(six["classic s"] / six["cohort s"])
 
 
+@pytest.mark.long
 def test_engine_and_floor_compute_the_same_loss(bench: Run) -> None:
     """In fp32 they differ by rounding alone: the teacher's batch norm is folded on one side."""
     assert all(row["loss off by"] < 1e-5 for row in rows(bench, f"{PAIR}: one"))
 
 
+@pytest.mark.long
 def test_every_target_is_judged_by_what_was_measured(bench: Run) -> None:
     (title,) = (title for title in bench.records if title.startswith("targets"))
     found = bench.records[title]
@@ -120,6 +124,7 @@ def test_every_target_is_judged_by_what_was_measured(bench: Run) -> None:
     assert {row["peak_rss_mib"] for row in rows(bench, "memory")} <= figures
 
 
+@pytest.mark.long
 def test_memory_adds_up(bench: Run) -> None:
     """What is private is part of the share, which is part of what is resident."""
     for row in rows(bench, "memory"):

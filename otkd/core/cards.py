@@ -87,5 +87,7 @@ class DataCard:
     """One line for `otkd list data`."""
     streamed: bool = False
     """Whether images are decoded when they are needed rather than held in memory."""
+    names: tuple[str, ...] = ()
+    """What the classes are called, by label; empty where they have numbers alone."""
     resize: int = 0
     """Of streamed images: the shorter side in pixels before the central crop of evaluation."""

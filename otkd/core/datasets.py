@@ -75,7 +75,7 @@ def plugin_of(name: str) -> str:
 
 def surveyed(name: str) -> bool:
     """Whether a data set is the user's own, so that nothing is known of it before its files are looked at."""
-    return issubclass(_options(plugin_of(name)), SurveyedOptions)
+    return issubclass(options_of(plugin_of(name)), SurveyedOptions)
 
 
 def known(name: object) -> bool:
@@ -103,7 +103,7 @@ def configure(name: str, options: Mapping[str, Any]) -> DataOptions:
     """
     if not known(name):
         raise OtkdError(unknown(name))
-    kind = _options(plugin_of(name))
+    kind = options_of(plugin_of(name))
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
@@ -143,6 +143,6 @@ def survey(data: Data, data_dir: Path | None, cache_dir: Path) -> Data:
 
 
 @cache
-def _options(plugin: str) -> type[DataOptions]:
+def options_of(plugin: str) -> type[DataOptions]:
     kind: type[DataOptions] = getattr(plugins.head("data", plugin), "Options", DataOptions)
     return kind

@@ -21,8 +21,15 @@ class TrialDir:
         self.last = path / "last.pt"
         self.best = path / "best.pt"
         self.result = path / "result.json"
+        self.set_aside = path / "result.diverged.json"
+        """The result of a trial that diverged and is to be trained again, or has been."""
         self.snapshots = path / "snapshots.json"
+        self.confusion = path / "confusion.json"
         self.error = path / "error.txt"
+        self.failed = path / "failed.json"
+        """The result of a trial that has failed; gone when it begins again."""
+        self.pulse = path / "pulse"
+        """Changes while the trial makes progress."""
 
     @property
     def done(self) -> bool:
@@ -43,6 +50,10 @@ class Layout:
         self.cache = self.root / "cache"
         self.weights = self.root / "weights"
         self.database = self.root / "mlflow.db"
+        self.stop = self.root / ".stop"
+        """A file that asks all who train here to save and stop."""
+        self.lock = self.root / ".lock"
+        """Who runs a sweep here, as JSON (`otkd.sweep.lock`)."""
 
     def trial(self, key: str) -> TrialDir:
         """The folder of a trial."""

@@ -19,6 +19,9 @@ IMAGES_PER_S = "time/images_per_s"
 PEAK_MIB = "memory/peak_mib"
 """Peak memory in MiB: of the worker process so far (CPU), of the device's allocator for the cohort (CUDA)."""
 
+SYSTEM = "system/"
+"""Prefix of what the machine is doing meanwhile (`otkd.train.system`); MLflow shows it on a page of its own."""
+
 
 def term(name: str, part: str) -> str:
     """A term's metric: part is `raw` (the value), `weighted`, or a diagnostic of the term's own."""
@@ -34,6 +37,10 @@ def test(weights: str, figure: str) -> str:
     return f"test/{weights}/{figure}"
 
 
+TEST = "test/"
+"""Prefix of all figures on the test set."""
+SEARCHED = "search/"
+"""Prefix of the test figures of a search's candidates in MLflow, apart from those that are compared."""
 BEST_EPOCH, BEST_VAL_TOP1 = "val/best/epoch", "val/best/top1"
 PARAMS, MADDS, BYTES, LATENCY_MS = "model/params", "model/madds", "model/bytes", "model/latency_ms"
 WALL_S = "time/wall_s"

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError, WithJsonSchema
 
@@ -156,8 +156,8 @@ def configure(group: str, name: str, options: Mapping[str, Any], path: str = "")
 def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Problem]:
     """pydantic's errors as ours: path, what came, what is allowed, nearest match."""
     problems: list[Problem] = []
-    for item in error.errors(include_url=False):
-        where = ".".join([*([path] if path else []), *(str(part) for part in item["loc"])])
+    for item in _told(error):
+        where = ".".join([*([path] if path else []), *_follow(model, item["loc"])[1]])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, Nested):
             problems += [Problem(".".join(filter(None, [where, p.path])), p.message) for p in cause.problems]
@@ -176,6 +176,13 @@ def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Prob
         else:
             problems.append(Problem(where, f"{_sentence(item['msg'])} Got {item['input']!r}."))
     return problems
+
+
+def _told(error: ValidationError) -> list[Any]:
+    """pydantic's errors, without those that only follow from others: a list is too short without its wrong items."""
+    items = error.errors(include_url=False)
+    inner = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
+    return [item for item in items if not (item["type"] == "too_short" and item["loc"] in inner)]
 
 
 class Nested(ValueError):
@@ -228,14 +235,29 @@ def _belongs_to_head(node: ast.stmt) -> bool:
     return not isinstance(node, ast.If)
 
 
-def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the model that `loc` leads to; empty where it leads through a union."""
+def _follow(model: Any, loc: tuple[Any, ...]) -> tuple[Any, list[str]]:
+    """What `loc` leads to, and the path that a person has written, without the names of a union's members."""
+    path: list[str] = []
     for part in loc:
         field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            continue  # pydantic names the chosen member of a union in loc
-        model = _models_in(field.annotation, field.annotation)
-    return list(getattr(model, "model_fields", {}))
+        before, model = model, _member(model, part) if field is None else _models_in(field.annotation, field.annotation)
+        if field is not None or model is before:
+            path.append(str(part))
+    return model, path
+
+
+def _fields_at(model: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the model that `loc` leads to; empty where it leads to none."""
+    return list(getattr(_follow(model, loc)[0], "model_fields", {}))
+
+
+def _member(union: Any, tag: Any) -> Any:
+    """The member of a union that has this name, as pydantic has it in `loc`; the same where `tag` is none's."""
+    for member in get_args(union):
+        name = getattr(member, "model_fields", {}).get("name")
+        if name is not None and tag in get_args(name.annotation):
+            return member
+    return union
 
 
 def _models_in(annotation: Any, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
@@ -37,7 +38,8 @@ class TrialResult(Record):
     """The end of a trial. It holds all that a tracker needs: a lost tracker can be fed again from this alone."""
 
     key: str
-    status: Literal["finished", "diverged", "failed"]
+    status: Literal["finished", "diverged", "failed", "pruned"]
+    """`pruned`: a search stopped it early; its checkpoint stays, and another sweep may go on from there."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Final figures: test accuracy, size, speed; by the names in `otkd.core.names`."""
     epochs: tuple[EpochRecord, ...] = Field((), strict=False)
@@ -49,7 +51,7 @@ class TrialResult(Record):
     ended: float
     """When it ended."""
     reason: str = ""
-    """Why it diverged or failed."""
+    """Why it diverged, failed or was pruned."""
 
 
 class Picture(Record):
@@ -68,6 +70,10 @@ class Pictures(Record):
     pictures: dict[str, Picture]
 
 
+Stage = Literal["", "search", "final"]
+"""Empty in a sweep that searches nothing."""
+
+
 class Label(StrictModel):
     """How a sweep presents a trial. Never part of its identity: two sweeps may name one trial differently."""
 
@@ -82,13 +88,22 @@ class Label(StrictModel):
     """Empty for a teacher."""
     seed: int
     axes: dict[str, Any] = Field(default_factory=dict)
-    """Dotted path → value of each `grid:` axis of the method, e.g. `transport.solver.epsilon` → 0.05."""
+    """Dotted path → value of each `grid:` axis of the method, e.g. `transport.solver.epsilon` → 0.05; of a candidate of
+    a search, of each setting that is searched."""
+    stage: Stage = ""
+    """`search`: a candidate of a search, or their teacher; `final`: the winner trained again, or its teacher."""
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether a search tries it: its test figures are not to be looked at."""
+        return self.stage == "search" and self.role == "student"
 
     @property
     def title(self) -> str:
         """The name that a person reads: `wrn_16_2 ← wrn_40_2 · ot · seed 0`."""
         axes = [f"{path.split('.')[-1]}={value}" for path, value in self.axes.items()]
-        return " · ".join([self.pair, self.method, *axes, f"seed {self.seed}"])
+        final = ["final"] if self.stage == "final" else []
+        return " · ".join([self.pair, self.method, *axes, *final, f"seed {self.seed}"])
 
 
 class SweepInfo(StrictModel):
@@ -106,8 +121,15 @@ class SweepInfo(StrictModel):
     notes: tuple[str, ...] = Field((), strict=False)
     """What a reader of the tables has to know: budget, split, selection rule."""
     dataset: str
+    finals: bool = False
+    """Whether the winners of its search are trained again: then no candidate is compared, at any time."""
     labels: tuple[Label, ...] = Field(strict=False)
-    """Every trial, teachers first."""
+    """Every trial, teachers first; of a search those that are known so far."""
+
+    def with_labels(self, labels: Iterable[Label]) -> SweepInfo:
+        """The same sweep with these labels behind those that it has; each once."""
+        known = {label.model_dump_json(): label for label in (*self.labels, *labels)}
+        return self.model_copy(update={"labels": tuple(known.values())})
 
 
 class MetricSink(Protocol):

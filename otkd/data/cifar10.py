@@ -28,6 +28,7 @@ CARD = DataCard(
     std=(0.2470, 0.2435, 0.2616),
     augment=Augment(pad=4, flip=True),
     about="32 × 32 colour photographs in 10 classes",
+    names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 
 

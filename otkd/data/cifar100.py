@@ -18,6 +18,17 @@ from otkd.data.originals import Item, Layout, Origin
 from otkd.data.source import Arrays, RawSplits
 from otkd.data.tables import misfit, read_parquet
 
+NAMES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+"""The classes in the order of their labels, as in the file `meta` of the original distribution."""
+
 CARD = DataCard(
     classes=100,
     channels=3,
@@ -28,6 +39,7 @@ CARD = DataCard(
     std=(0.2675, 0.2565, 0.2761),
     augment=Augment(pad=4, flip=True),
     about="32 × 32 colour photographs in 100 classes; the usual benchmark of distillation",
+    names=tuple(NAMES.split()),
 )
 
 

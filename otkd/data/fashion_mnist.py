@@ -34,6 +34,18 @@ CARD = DataCard(
     std=(0.3530,),
     augment=Augment(pad=2, flip=True),
     about="28 × 28 grey pictures of clothing in 10 classes",
+    names=(
+        "T-shirt/top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    ),
 )
 
 UINT8 = 0x08

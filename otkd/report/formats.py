@@ -6,6 +6,7 @@ import re
 from itertools import groupby
 
 import pandas as pd
+import pyarrow as pa
 
 from otkd.report.table import Table
 
@@ -41,7 +42,7 @@ SYMBOLS = str.maketrans(
 TEX = ESCAPED | WORDS | SYMBOLS
 """Code point → what LaTeX is to read."""
 
-FIGURE_STARTS = frozenset("0123456789+−—")
+FIGURE_STARTS = frozenset("0123456789+−—[<")
 
 
 def tex(text: str) -> str:
@@ -96,6 +97,21 @@ def md(text: str) -> str:
 def csv(frame: pd.DataFrame) -> str:
     """The numbers at full precision."""
     return frame.to_csv(index=False, lineterminator="\n")
+
+
+def parquet(frame: pd.DataFrame) -> bytes:
+    """The numbers with their types; a column that has none is text, and of two of one name the first stays."""
+    frame = frame.loc[:, ~frame.columns.duplicated()]
+    untyped = [name for name, column in frame.items() if not _has_type(column)]
+    return bytes(frame.astype(dict.fromkeys(untyped, str)).to_parquet(index=False))
+
+
+def _has_type(column: pd.Series) -> bool:
+    try:
+        pa.array(column, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return False
+    return True
 
 
 def numeric_columns(table: Table) -> list[bool]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from otkd.core import names
 from otkd.core.records import Label
+from otkd.report import selection
 
 if TYPE_CHECKING:
     from otkd.track.reader import SweepRecord, TrialRow
@@ -21,6 +22,8 @@ IDENTITY = (
     "role",
     "method",
     "variant",
+    "stage",
+    "configuration",
     "pair",
     "student",
     "teacher",
@@ -81,7 +84,8 @@ def trials(record: SweepRecord, history: pd.DataFrame | None = None) -> pd.DataF
 
     Returns:
         A frame with the columns IDENTITY, `axis.<path>`, METRICS (NaN where unknown; accuracies in percent),
-        `param.<path>` of BUDGET and `provenance.<field>`.
+        `param.<path>` of BUDGET and `provenance.<field>`. Of a sweep that searches, what is not compared has the role
+        `search` (see `otkd.report.selection`).
     """
     known = {row.label.key: row for row in record.trials}
     planned = {label.key for label in record.info.labels}
@@ -93,7 +97,7 @@ def trials(record: SweepRecord, history: pd.DataFrame | None = None) -> pd.DataF
     frame = pd.DataFrame(rows, columns=list(columns))
     metrics = [name for name in frame if "/" in name or name == names.LR]
     frame = frame.astype(dict.fromkeys(metrics, float))
-    return _with_speeds(_with_terms(frame), history)
+    return selection.staged(_with_speeds(_with_terms(frame), history), history, record.info.finals)
 
 
 def epochs(record: SweepRecord, histories: Histories) -> pd.DataFrame:
@@ -104,7 +108,9 @@ def epochs(record: SweepRecord, histories: Histories) -> pd.DataFrame:
     keys = {row.label.key for row in record.trials}
     parts = [_long(names.TRAIN_LOSS, histories, keys), *(_long(name, histories, keys) for name in SPEEDS)]
     accuracy = _long(names.VAL_TOP1, histories, keys)
-    parts.append(accuracy if len(accuracy) else _long(names.TRAIN_TOP1, histories, keys))
+    final = {row.label.key for row in record.trials if row.label.stage == selection.FINAL}
+    parts += [accuracy] if len(accuracy) else []
+    parts += [_long(names.TRAIN_TOP1, histories, final or keys)] if final or not len(accuracy) else []
     filled = [part for part in parts if len(part)]
     return pd.concat(filled, ignore_index=True) if filled else parts[0]
 
@@ -136,8 +142,8 @@ def baselines(frame: pd.DataFrame) -> Baselines:
 
 
 def has_val(frame: pd.DataFrame) -> bool:
-    """Whether some trial was measured on held-out images."""
-    return bool(frame[[names.BEST_VAL_TOP1, names.VAL_TOP1]].notna().any(axis=None))
+    """Whether some trial that is compared was measured on held-out images."""
+    return bool(students(frame)[[names.BEST_VAL_TOP1, names.VAL_TOP1]].notna().any(axis=None))
 
 
 def seeds(frame: pd.DataFrame) -> int:
@@ -148,7 +154,7 @@ def seeds(frame: pd.DataFrame) -> int:
 
 
 def budget(frame: pd.DataFrame) -> str:
-    """One sentence: what every student was given."""
+    """What every student was given, and how its settings were chosen where that was by a search."""
     rows = students(frame)
     parts = [
         _each(rows, "train.epochs", "{} epochs"),
@@ -159,7 +165,8 @@ def budget(frame: pd.DataFrame) -> str:
         _held_out(rows) or "nothing held out for validation",
     ]
     known = bool(parts[0])
-    return f"Budget of a student: {', '.join(filter(None, parts))}." if known else "The budget is not on record."
+    given = f"Budget of a student: {', '.join(filter(None, parts))}." if known else "The budget is not on record."
+    return " ".join(filter(None, [given, selection.rule(frame)]))
 
 
 def _held_out(rows: pd.DataFrame) -> str:
@@ -179,13 +186,18 @@ def show(value: Any) -> str:
 
 
 def variant(label: Label) -> str:
-    """`ot (epsilon=0.05)`: the method and its grid settings, by their last word where that is clear."""
+    """`ot (epsilon=0.05)`: the method and its grid settings."""
+    settings = configuration(label)
+    return f"{label.method} ({settings})" if settings else label.method
+
+
+def configuration(label: Label) -> str:
+    """`weight=10, epsilon=0.05`: the settings of a grid or a search, by their last word where that is clear."""
     last = [path.split(".")[-1] for path in label.axes]
-    shown = [
+    return ", ".join(
         f"{word if last.count(word) == 1 else path}={show(value)}"
         for word, (path, value) in zip(last, label.axes.items(), strict=True)
-    ]
-    return f"{label.method} ({', '.join(shown)})" if shown else label.method
+    )
 
 
 def teachers(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
@@ -204,11 +216,13 @@ def _row(label: Label, row: TrialRow | None) -> dict[str, Any]:
     return {
         **fields,
         "variant": variant(label),
+        "stage": label.stage,
+        "configuration": configuration(label),
         "status": row.status if row else "missing",
         "reason": tags.get(names.TAG_REASON, ""),
         "terms": "+".join(sorted({name.split(".")[1] for name in params if name.startswith("objective.")})),
         "run_id": row.run_id if row else "",
-        **{AXIS + path: value for path, value in label.axes.items()},
+        **({} if label.stage else {AXIS + path: value for path, value in label.axes.items()}),
         **metrics,
         **{PARAM + name: params[name] for name in BUDGET if name in params},
         **provenance,

@@ -1,8 +1,9 @@
-"""The report of a sweep: one self-contained page, Markdown, CSV, LaTeX and PNG."""
+"""The report of a sweep: one self-contained page, Markdown, and its tables and figures as files for other programs."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import re
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import rc_context
 
 from otkd.core import names, plugins
 from otkd.core.layout import Layout, atomic, write_text
@@ -25,6 +27,9 @@ from otkd.report.table import Table
 
 if TYPE_CHECKING:
     from otkd.track.reader import SweepRecord
+
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 class Report(NamedTuple):
@@ -42,12 +47,13 @@ class Report(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One figure as PNG."""
+    """One figure, for the page and for print."""
 
     name: str
     title: str
     caption: str
     png: bytes
+    pdf: bytes
 
     @property
     def data(self) -> str:
@@ -156,10 +162,10 @@ def compose(record: SweepRecord, epochs: pd.DataFrame | None, references: Path |
     return Contents(record.info, trials, summary.sentences(trials), ordered, problems)
 
 
-def console(record: SweepRecord) -> pd.DataFrame:
-    """The accuracy table as text, one row per method, for the terminal; empty where there is no student."""
+def console(record: SweepRecord) -> dict[str, pd.DataFrame]:
+    """The accuracy table as text for the terminal: pair → a row per method; empty where there is no student."""
     found = _accuracy(record)
-    return found[0].flat() if found else pd.DataFrame()
+    return {pair: found[0].frame[pair] for pair in found[0].frame.columns.unique(0)} if found else {}
 
 
 def headline(record: SweepRecord) -> str:
@@ -204,10 +210,17 @@ def _picture(module: Any, name: str, trials: pd.DataFrame, epochs: pd.DataFrame,
     drawing = module.figure(trials, epochs, info)
     if drawing is None:
         return None
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png", facecolor="white", metadata={"Software": "otkd"})
     caption = module.caption(trials, info) if hasattr(module, "caption") else ""
-    return Picture(name, module.TITLE, caption, buffer.getvalue())
+    return Picture(name, module.TITLE, caption, _saved(drawing, "png", "Software"), _saved(drawing, "pdf", "Creator"))
+
+
+def _saved(drawing: Any, form: str, maker: str) -> bytes:
+    """The figure as a file of a form, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    undated = {"CreationDate": None} if form == "pdf" else {}
+    with rc_context({"pdf.fonttype": 42}):  # TrueType, which publishers ask for
+        drawing.savefig(buffer, format=form, facecolor="white", metadata={maker: "otkd", **undated})
+    return buffer.getvalue()
 
 
 def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
@@ -221,11 +234,14 @@ def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
         for table in section.tables:
             files[f"tables/{table.name}.csv"] = formats.csv(table.data)
             files[f"tables/{table.name}.tex"] = formats.latex(table)
+            files[f"tables/{table.name}.parquet"] = formats.parquet(table.data)
         files |= {f"figures/{picture.name}.png": picture.png for picture in section.pictures}
+        files |= {f"figures/{picture.name}.pdf": picture.pdf for picture in section.pictures}
     return files | {"report.html": _template("report.html.j2", True, context)}
 
 
 def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     return {
         **contents._asdict(),
         "trials": _trials(contents.frame),
@@ -234,13 +250,14 @@ def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "run_id": record.run_id,
         "states": states(record),
+        "script": script,
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
 
 
 def _template(name: str, escape: bool, context: dict[str, Any]) -> str:
-    folder = Path(__file__).with_name("templates")
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -267,6 +284,8 @@ def _trials(trials: pd.DataFrame) -> Table:
         "reason": str,
         "run_id": str,
     }
+    if trials["stage"].any():
+        texts = {"pair": str, "stage": str} | texts
     words = {top1: "test top-1 %, last epoch", "run_id": "run"}
     shown = pd.DataFrame({words.get(name, name): trials[name].map(text) for name, text in texts.items()}, dtype=object)
     shown.index = pd.Index(trials["variant"], name="method", dtype=object)
@@ -290,7 +309,7 @@ def _values(column: pd.Series) -> str:
 
 def _clear(folder: Path, files: dict[str, str | bytes]) -> None:
     """An old table beside new figures would be false: what an earlier report left and this one does not write goes."""
-    for pattern in ("tables/*.csv", "tables/*.tex", "figures/*.png"):
+    for pattern in ("tables/*.csv", "tables/*.tex", "tables/*.parquet", "figures/*.png", "figures/*.pdf"):
         for path in folder.glob(pattern):
             if path.relative_to(folder).as_posix() not in files:
                 path.unlink()

@@ -55,13 +55,20 @@ def cell(rows: pd.DataFrame, column: str) -> Cell:
     return Cell(figures, ", ".join(words))
 
 
+def common(left: Cell, right: Cell) -> tuple[pd.Series, pd.Series]:
+    """Both methods' figures of the seeds that both have; several of one seed (averaged axes) as their mean."""
+    left_S, right_S = (group.groupby(level=0).mean() for group in (left.by_seed, right.by_seed))
+    seeds = left_S.index.intersection(right_S.index)
+    return left_S[seeds], right_S[seeds]
+
+
 def paired(left: Cell, right: Cell) -> Summary:
     """`left - right` over the seeds that both have."""
-    pairs = [group.groupby(level=0).mean() for group in (left.by_seed, right.by_seed)]
-    return summarise((pairs[0] - pairs[1]).dropna())
+    left_S, right_S = common(left, right)
+    return summarise(left_S - right_S)
 
 
-def within_noise(difference: Summary) -> bool:
+def within_spread(difference: Summary) -> bool:
     """Whether a paired difference is no larger than its own spread over seeds (or has none)."""
     return difference.n < 2 or abs(difference.mean) <= difference.std
 

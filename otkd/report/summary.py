@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
-from otkd.report import stats
-from otkd.report.frame import Baselines, baselines, pairs, students
+from otkd.report import selection, stats
+from otkd.report.frame import Baselines, baselines, pairs, seeds, students
+from otkd.report.inference import ALPHA
 from otkd.report.tables.accuracy import Line, lines, teacher
+from otkd.report.tables.differences import Line as Difference
+from otkd.report.tables.differences import compared
 
 CONVERGED = "/converged"
 """End of the name of a metric that is a share of converged solves, e.g. `train/<term>/converged`."""
@@ -15,9 +20,19 @@ FEW = 5
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """How much of the sweep there is, what did not converge, which teacher has nothing to teach, then one per pair."""
+    """How much of the sweep there is, what did not converge, which teacher has nothing to teach, then what was found.
+
+    That is one sentence per pair of networks, and one per baseline on what chance does not explain.
+    """
     weak = (words for pair in pairs(frame) for words in weak_teacher(frame, pair))
-    return [progress(frame), *convergence(frame), *weak, *(_pair(frame, pair) for pair in pairs(frame))]
+    return [
+        *selection.progress(frame),
+        progress(frame),
+        *convergence(frame),
+        *weak,
+        *(_pair(frame, pair) for pair in pairs(frame)),
+        *beyond_chance(frame),
+    ]
 
 
 def progress(frame: pd.DataFrame) -> str:
@@ -38,7 +53,8 @@ def progress(frame: pd.DataFrame) -> str:
 def convergence(frame: pd.DataFrame) -> list[str]:
     """One sentence where some trial's last share of converged solves is below 1, whichever term reports it."""
     columns = [name for name in frame if name.endswith(CONVERGED)]
-    lowest = frame[columns].min(axis=1).groupby(frame["variant"], sort=False).min()
+    rows = students(frame)
+    lowest = rows[columns].min(axis=1).groupby(rows["variant"], sort=False).min()
     lowest = lowest[lowest < 1].sort_values(kind="stable")
     if lowest.empty:
         return []
@@ -59,6 +75,46 @@ def weak_teacher(frame: pd.DataFrame, pair: str) -> list[str]:
         f"{pair}: the teacher, {_figure(top)}, is no better than {floor}, {_figure(alone[0])}: what is ranked below is "
         "what the losses do to training, not what they hand on. Train the teacher for longer."
     ]
+
+
+def beyond_chance(frame: pd.DataFrame) -> list[str]:
+    """One sentence per baseline: who is better, who is worse, and of whom neither can be said; none with one seed."""
+    found = {pair: compared(frame, pair) for pair in pairs(frame)} if seeds(frame) > 1 else {}
+    known = dict.fromkeys(base for groups in found.values() for base, group in groups.items() if group)
+    against = {base: [line for groups in found.values() for line in groups.get(base, [])] for base in known}
+    return [_verdicts(base, group) for base, group in against.items() if _tested(group)]
+
+
+def _verdicts(base: str, found: list[Difference]) -> str:
+    by_method: dict[str, list[Difference]] = {}
+    for line in found:
+        by_method.setdefault(line.variant, []).append(line)
+    told = {name: [line for line in group if line.p_holm < ALPHA] for name, group in by_method.items()}
+    silent = [name for name, group in told.items() if not group]
+    better = [_on_pairs(name, group, by_method[name], 1) for name, group in told.items()]
+    worse = [_on_pairs(name, group, by_method[name], -1) for name, group in told.items()]
+    parts = {
+        f"better than {base}": list(filter(None, better)),
+        "worse": list(filter(None, worse)),
+        "within noise": [name for name in silent if _tested(by_method[name])],
+        "cannot be tested": [name for name in silent if not _tested(by_method[name])],
+    }
+    words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in parts.items() if names)
+    return f"By the paired t-test, Holm-corrected over the methods of a pair, at 5 %, {words}."
+
+
+def _tested(group: list[Difference]) -> bool:
+    """Whether any of the differences could be tested."""
+    return any(math.isfinite(line.p_holm) for line in group)
+
+
+def _on_pairs(name: str, told: list[Difference], every: list[Difference], sign: int) -> str:
+    """`ot by 0.60 points on 3 of 4 pairs`; empty where it is so on none."""
+    means = [sign * line.found.summary.mean for line in told if sign * line.found.summary.mean > 0]
+    if not means:
+        return ""
+    where = f" on {len(means)} of {len(every)} pairs" if len(every) > 1 else ""
+    return f"{name} by {stats.number(sum(means) / len(means))} points{where}"
 
 
 def _share(share: float) -> str:
@@ -115,10 +171,6 @@ def _lead(best: Line, second: Line) -> str:
     distance = f"lead over the next, {second.variant}, is {stats.show(lead, sign=True)} points (paired, n = {lead.n})"
     if lead.n == 1:
         return f"Its {distance}: with one seed a difference cannot be told from chance."
-    verdict = (
-        "no larger than its own spread over seeds: within noise"
-        if stats.within_noise(lead)
-        else "larger than its spread"
-    )
+    verdict = "no larger than its own spread over seeds" if stats.within_spread(lead) else "larger than its spread"
     few = f"; with {lead.n} seeds the spread itself is a rough guess" if lead.n < FEW else ""
     return f"Its {distance}, {verdict}{few}."

@@ -1,124 +1,314 @@
-"""What a person sees while a sweep runs: a live table in a terminal, plain lines elsewhere."""
+"""What is told while a sweep runs: counts, trials in training, the best so far, events, and the time left."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from threading import RLock
+from typing import Any, NamedTuple, Protocol
 
 from otkd.core import names
-from otkd.core.records import EpochRecord, Label, TrialResult
+from otkd.core.records import EpochRecord, SweepInfo, TrialResult
 from otkd.core.trial import Trial
+from otkd.sweep.cohorts import cohorts
+from otkd.sweep.estimate import HERE, Clock, Paces, Task, all_epochs, by_stage, cores, machine, makespan
 from otkd.sweep.plan import Plan
+from otkd.sweep.tally import NOTHING, SEARCH, TEACHERS, Best, Counts, End, Stage, Tally, ToCome
 
-LINE_EVERY_S = 10.0
-"""Seconds between plain progress lines."""
+ESTIMATE_EVERY_S = 2.0
+"""Seconds between estimates of the time left."""
+
+
+class Happening(NamedTuple):
+    """Something that a person or a program may want to know at once."""
+
+    kind: str
+    """`stage`, `start`, `epoch`, `finish`, `note` or `end`."""
+    facts: dict[str, Any]
+    text: str = ""
+    """For a person; empty where the view tells it."""
+    problem: bool = False
+    """Worth a line even where only problems are wanted."""
+
+
+class Row(NamedTuple):
+    """A trial in training."""
+
+    key: str
+    title: str
+    record: EpochRecord | None
+    """Its last epoch, None before the first."""
+    left_s: float | None = None
+    """Seconds until it ends, where that can be told."""
+    heard_s: float | None = None
+    """Seconds since it was last heard of, where that is asked."""
+
+
+class View(NamedTuple):
+    """How a sweep stands."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    busy: int
+    slots: int
+    """0 where it is not known."""
+    counts: Counts
+    rows: tuple[Row, ...]
+    best: tuple[Best, ...]
+    left_s: float | None
+    """Seconds until the sweep ends, where that can be told."""
+
+
+class Display(Protocol):
+    """Where progress is shown. Called from several threads."""
+
+    def say(self, happening: Happening) -> None:
+        """Something has happened."""
+
+    def show(self, view: Callable[[], View]) -> None:
+        """The view has changed; to be asked for when it is shown."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
 
 
 class Progress:
-    """A listener that shows trials done of all, those running with epoch and top-1, the best so far, time left."""
+    """A listener that counts what trials say, works out the time left, and tells displays.
 
-    def __init__(self, plan: Plan, console: Console) -> None:
-        self._labels: dict[str, Label] = {}
-        for planned in plan.all:
-            self._labels.setdefault(planned.trial.key, planned.label)
-        self._all = len(plan.trials)
-        self._pending: set[str] = set()
-        self._console = console
-        self._results: dict[str, TrialResult] = {}
-        self._running: dict[str, EpochRecord | None] = {}
-        self._live: Live | None = None
-        self._begin = self._line = time.monotonic()
-        self._epochs_done = 0
-        self._epochs_all = 0
-        self._stage = ""
+    Args:
+        keep: is given the sweep whenever its labels have grown.
+        earlier: paces of earlier trials, for what has not been measured in this run.
+    """
 
-    def begin_stage(self, name: str, trials: Sequence[Trial], left: Sequence[Trial]) -> None:
-        """A stage (teachers, students) of so many trials begins, with so many left in the whole sweep."""
-        self._pending = {trial.key for trial in left}
-        self._stage = name
-        self._begin = time.monotonic()
-        self._epochs_done = 0
-        self._epochs_all = sum(trial.train.epochs for trial in trials)
-        self._console.print(f"{name}: {len(trials)} to train", highlight=False)
-        if self._console.is_terminal and self._live is None:
-            self._live = Live(self._view(), console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()
-        self._refresh()
+    def __init__(
+        self,
+        plan: Plan,
+        *displays: Display,
+        keep: Callable[[SweepInfo], None] | None = None,
+        earlier: Paces | None = None,
+    ) -> None:
+        self.displays, self._keep = displays, keep
+        self.slots: Callable[[float], int] = lambda cpu: here.slots(self._resources, cpu)
+        """How many cohorts of so many CPU cores run at the same time; to be set when a runner is there."""
+        here = machine()
+        self._name, self._resources, self._lock = plan.info.name, plan.spec.resources, RLock()
+        self._tally = Tally(plan.info.labels)
+        self._trials = dict(plan.trials)
+        self._stage = _Stage()
+        self._clock = Clock(
+            earlier or Paces(),
+            lambda trial: (HERE, *here.devices(self._resources, cores(trial, self._resources))),
+        )
+        self._heard: dict[str, float] = {}
+        """Trial → when it was last heard of, on this process's monotonic clock."""
+        self._left: tuple[float, float | None] = (-ESTIMATE_EVERY_S, None)
+        """When the time left was worked out, and what it was."""
+
+    def plan(self, info: SweepInfo) -> None:
+        """Take the sweep's labels anew: those of a search grow."""
+        with self._lock:
+            self._tally.present(info.labels)
+        if self._keep is not None:
+            self._keep(info)
+        self._show()
+
+    def ended(self, ends: Mapping[str, End]) -> None:
+        """Count trials that have ended before."""
+        with self._lock:
+            for key, end in ends.items():
+                self._tally.end(key, end)
+
+    def reopen(self, keys: Iterable[str]) -> None:
+        """Count trials as not ended."""
+        with self._lock:
+            for key in keys:
+                self._tally.ended.pop(key, None)
+
+    def begin_stage(self, name: str, trials: Sequence[Trial], left: Sequence[Trial], to_come: ToCome = NOTHING) -> None:
+        """A stage (teachers, search, students) of so many trials begins, with so many left in the whole sweep."""
+        with self._lock:
+            self._tally.running.clear()
+            self._trials |= {trial.key: trial for trial in trials}
+            self._stage = self._begin(name, trials, left, to_come)
+            self._left = (-ESTIMATE_EVERY_S, None)
+            facts = {
+                "stage": name,
+                "trials": len(trials) or to_come.searched,
+                "left": len(left) + sum(to_come),
+                "slots": self._stage.slots,
+            }
+        self._say(Happening("stage", facts, f"{name}: {len(trials)} to train" if trials else f"{name} begins"))
 
     def start(self, trial: Trial) -> None:
-        self._running.setdefault(trial.key, None)
-        self._refresh()
+        """A trial begins, or goes on."""
+        key = trial.key
+        with self._lock:
+            self._trials.setdefault(key, trial)
+            self._tally.start(key)
+            self._heard[key] = time.monotonic()
+            labels = self._tally.labels.get(key, [])
+        facts = labels[0].model_dump(include={"role", "pair", "method", "axes", "seed"}) if labels else {}
+        self._say(Happening("start", {**self._named(key), **facts}))
 
     def epoch(self, record: EpochRecord) -> None:
-        self._running[record.key] = record
-        self._epochs_done += 1
-        self._refresh()
+        """An epoch has ended."""
+        with self._lock:
+            self._tally.epoch(record)
+            self._heard[record.key] = time.monotonic()
+            if record.key in self._trials:
+                self._clock.learn(record.key, self._trials[record.key], record.metrics)
+        facts = record.model_dump(include={"stage", "epoch", "epochs", "metrics"})
+        self._say(Happening("epoch", {**self._named(record.key), **facts}))
 
     def finish(self, result: TrialResult) -> None:
-        self._running.pop(result.key, None)
-        self._results[result.key] = result
-        if result.status != "failed":
-            self._pending.discard(result.key)
-        if result.status != "finished" and result.key in self._labels:
-            self.note(f"{self._labels[result.key].title}: {result.status}: {result.reason}")
-        self._refresh()
+        """A trial has ended."""
+        with self._lock:
+            self._tally.end(result.key, End(result.status, result.metrics, result.reason))
+        named = self._named(result.key)
+        fine = result.status == "finished"
+        text = "" if fine else f"{named['title']}: {result.status}: {result.reason}"
+        facts = result.model_dump(include={"status", "reason", "metrics"})
+        self._say(Happening("finish", {**named, **facts}, text, result.status in ("diverged", "failed")))
 
     def note(self, text: str) -> None:
-        """Print a line above the live view."""
-        self._console.print(f"[yellow]![/] {escape(text)}", highlight=False)
+        """A person should know of this."""
+        self._say(Happening("note", {"text": text}, text, problem=True))
+
+    def end(self, status: str, reason: str = "") -> None:
+        """The session ends: `finished`, `incomplete`, `stopped` or `failed`."""
+        counts = self.view().counts
+        self._say(Happening("end", {"status": status, "reason": reason, **counts._asdict()}))
 
     def close(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
+        """Take down what is shown."""
+        for display in self.displays:
+            display.close()
 
-    def _refresh(self) -> None:
-        if self._live:
-            self._live.update(self._view())
-        elif time.monotonic() - self._line >= LINE_EVERY_S:
-            self._line = time.monotonic()
-            self._console.print(self._summary(), highlight=False, soft_wrap=True)
+    def unfinished(self) -> list[str]:
+        """Keys of the trials that have begun and not ended."""
+        with self._lock:
+            return list(self._tally.running)
 
-    def _view(self) -> Group:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("running", "epoch", "top-1"):
-            table.add_column(heading)
-        for key, record in list(self._running.items())[:12]:
-            title = Text(self._labels[key].title if key in self._labels else key)
-            table.add_row(title, *(_progress(record) if record else ("starting", "")))
-        return Group(Text(self._summary()), table)
+    def view(self) -> View:
+        """How the sweep stands."""
+        with self._lock:
+            return View(
+                name=self._name,
+                stages=tuple(self._tally.stages()),
+                busy=self._tally.slots(self._stage.places),
+                slots=self._stage.slots,
+                counts=self._tally.counts(),
+                rows=tuple(self._rows()),
+                best=tuple(self._tally.best()),
+                left_s=self._time_left(),
+            )
 
-    def _summary(self) -> str:
-        done = self._all - len(self._pending)
-        parts = [f"{self._stage}: {done} of {self._all} done, {len(self._running)} running", self._left(), self._best()]
-        return " · ".join(filter(None, parts))
+    def _named(self, key: str) -> dict[str, str]:
+        return {"key": key, "title": self._tally.title(key)}
 
-    def _best(self) -> str:
-        """The best student so far: by validation where there is a split, else by the test set's last epoch."""
-        students = [
-            result
-            for result in self._results.values()
-            if result.status == "finished" and result.key in self._labels and self._labels[result.key].role == "student"
-        ]
-        for metric, rule in ((names.BEST_VAL_TOP1, "val"), (names.test("last", names.TEST_TOP1), "test, last epoch")):
-            measured = [result for result in students if metric in result.metrics]
-            if measured:
-                best = max(measured, key=lambda result: result.metrics[metric])
-                return f"best {self._labels[best.key].title} {best.metrics[metric]:.2f} % ({rule})"
-        return ""
+    def _say(self, happening: Happening) -> None:
+        """Never with the lock held: a display's thread asks for the view while it holds a lock of its own."""
+        for display in self.displays:
+            display.say(happening)
+        self._show()
 
-    def _left(self) -> str:
-        if not self._epochs_done or not self._epochs_all:
-            return ""
-        elapsed = time.monotonic() - self._begin
-        left = elapsed * max(self._epochs_all - self._epochs_done, 0) / self._epochs_done
-        return f"epoch {self._epochs_done} of {self._epochs_all}, about {duration(left)} left"
+    def _show(self) -> None:
+        for display in self.displays:
+            display.show(self.view)
+
+    def _begin(self, name: str, trials: Sequence[Trial], left: Sequence[Trial], to_come: ToCome) -> _Stage:
+        slots = self.slots(cores(trials[0], self._resources) if trials else self._resources.cpu)
+        if name == SEARCH:
+            return _Stage(slots)  # its trials are not known in advance
+        now = {trial.key for trial in trials}
+        later = [t for t in by_stage(left)[1] if t.key not in now] if name == TEACHERS else []
+        most, slots_later = self._resources.cohort, self.slots(self._resources.cpu)
+        groups = [[trial.key for trial in group] for group in cohorts(trials, slots, most)]
+        return _Stage(slots, groups, slots_later, cohorts(later, slots_later, most), open_end=any(to_come))
+
+    def _rows(self) -> Iterator[Row]:
+        for key, record in self._tally.running.items():
+            yield Row(key, self._tally.title(key), record, self._row_left(key))
+
+    def _row_left(self, key: str) -> float | None:
+        """Seconds until a trial ends: in its cohort all train in turn, for as many epochs as it has left."""
+        epochs = self._epochs_left(key)
+        if epochs is None:
+            return None
+        mates = [mate for mate in self._group(key) if mate in self._tally.running]
+        tasks = [Task(self._trials[mate], min(epochs, self._epochs_left(mate) or 0)) for mate in mates]
+        return self._less_elapsed(self._clock.cohort(tasks), [key])
+
+    def _time_left(self) -> float | None:
+        """Seconds until the sweep ends, worked out anew every few seconds."""
+        now = time.monotonic()
+        at, left = self._left
+        if now - at >= ESTIMATE_EVERY_S:
+            left = self._work_out_time_left()
+            self._left = (now, left)
+        return left
+
+    def _work_out_time_left(self) -> float | None:
+        """None where the pace of some trial is not known, and in a search: what it will draw and stop is not either."""
+        stage = self._stage
+        if stage.open_end:
+            return None
+        open_groups = [[key for key in group if key not in self._tally.ended] for group in stage.groups]
+        busy, waiting = list[float | None](), list[float | None]()
+        for group in filter(None, open_groups):
+            tasks = [Task(self._trials[key], self._epochs_left(key) or 0) for key in group if key in self._trials]
+            running = [key for key in group if key in self._tally.running]
+            (busy if running else waiting).append(self._less_elapsed(self._clock.cohort(tasks), running))
+        later = [self._clock.cohort([Task(trial, all_epochs(trial)) for trial in group]) for group in stage.later]
+        if None in (*busy, *waiting, *later) or not (busy or waiting):
+            return None
+        known = [[length for length in part if length is not None] for part in (busy, waiting, later)]
+        return makespan(stage.slots, known[0], known[1]) + makespan(stage.slots_later, (), known[2])
+
+    def _group(self, key: str) -> list[str]:
+        place = self._stage.places.get(key)
+        return [key] if place is None else self._stage.groups[place]
+
+    def _epochs_left(self, key: str) -> float | None:
+        trial, record = self._trials.get(key), self._tally.running.get(key)
+        if trial is None:
+            return None
+        if record is None:
+            return all_epochs(trial)
+        return trial.train.epochs - record.epoch if record.stage == "train" else all_epochs(trial) - record.epoch
+
+    def _less_elapsed(self, seconds: float | None, keys: Sequence[str]) -> float | None:
+        """What is left of a duration that has been running since the last of these trials was heard of."""
+        last = max((self._heard[key] for key in keys if key in self._heard), default=None)
+        if seconds is None or last is None:
+            return seconds
+        return max(seconds - (time.monotonic() - last), 0.0)
+
+
+class _Stage:
+    """What trains now, and what comes after it.
+
+    Args:
+        groups: keys of the trials that train together.
+        open_end: a search follows, which nobody can foresee.
+    """
+
+    def __init__(
+        self,
+        slots: int = 0,
+        groups: Sequence[list[str]] = (),
+        slots_later: int = 1,
+        later: Sequence[list[Trial]] = (),
+        open_end: bool = False,
+    ) -> None:
+        self.open_end = open_end
+        self.slots, self.groups, self.slots_later, self.later = slots, list(groups), slots_later, list(later)
+        self.places = {key: place for place, group in enumerate(self.groups) for key in group}
+
+
+def speed(record: EpochRecord) -> float | None:
+    """Images per second of an epoch."""
+    return record.metrics.get(names.IMAGES_PER_S)
 
 
 def duration(seconds: float) -> str:
@@ -126,11 +316,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _progress(record: EpochRecord) -> tuple[str, str]:
-    stage = "" if record.stage == "train" else f"{record.stage} "
-    which = names.VAL_TOP1 if names.VAL_TOP1 in record.metrics else names.TRAIN_TOP1
-    top1 = record.metrics.get(which)
-    shown = "" if top1 is None else f"{top1:.2f} % {which.split('/')[0]}"
-    return f"{stage}{record.epoch}/{record.epochs}", shown

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from otkd.core.errors import StorageError
 from otkd.core.trial import Trial
-from otkd.sweep.runner import Listener, threads
+from otkd.sweep import stopping
+from otkd.sweep.runner import Listener, fail, threads
 from otkd.train import Environment, fit
 
 
@@ -29,12 +30,14 @@ class LocalRunner:
         return 1
 
     def run(self, cohorts: Sequence[Sequence[Trial]], cpu: float, listener: Listener) -> None:
-        """Train all of them; a cohort that fails is named and left for the next attempt.
+        """Train all of them, until somebody asks to stop; a cohort that fails is left for the next attempt.
 
         Raises:
             StorageError: nothing more can be written.
         """
         for cohort in cohorts:
+            if self.environment.heed_stop and stopping.asked(self.environment.layout):
+                return
             self._fit(cohort, listener, replace(self.environment, threads=threads(cpu, os.cpu_count() or 1)))
 
     def _fit(self, cohort: Sequence[Trial], listener: Listener, environment: Environment) -> None:
@@ -43,4 +46,4 @@ class LocalRunner:
         except StorageError:
             raise
         except Exception as error:
-            listener.note(f"cohort of {len(cohort)} ({cohort[0].student.name}) failed: {type(error).__name__}: {error}")
+            fail(cohort, error, environment, listener)

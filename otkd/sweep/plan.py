@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from otkd.core import datasets, plugins
 from otkd.core.cards import DataCard
 from otkd.core.errors import ConfigError, DataError, OtkdError, Problem, did_you_mean
 from otkd.core.layout import Layout
-from otkd.core.records import Label, SweepInfo
+from otkd.core.records import Label, Stage, SweepInfo
 from otkd.core.trial import Data, Model, Train, Trial, digest
 from otkd.core.weights import Given
 from otkd.core.weights import digest as digest_of
-from otkd.sweep.methods import for_pair, options_of, pair_problems, specials
-from otkd.sweep.spec import Loaded, Network, Pair, Recipe, SweepSpec
+from otkd.sweep import search, space
+from otkd.sweep.methods import pair_problems, specials
+from otkd.sweep.search import Candidate, Search, Study
+from otkd.sweep.space import Base, configured, dimensions
+from otkd.sweep.spec import Loaded, Network, Pair, Recipe, SweepSpec, readable
 from otkd.sweep.trees import merge
+from otkd.sweep.variants import Variant, expand, impossible, of_pair, unmixable
 
 IMAGENET = 1000
 """Classes of the weights that come with networks."""
@@ -35,6 +38,16 @@ class Planned(NamedTuple):
     label: Label
 
 
+class Cast(NamedTuple):
+    """A pair, and what all of its students share."""
+
+    pair: Pair
+    title: str
+    """`student ← teacher`, as tables call them."""
+    student: Model
+    teacher: Planned
+
+
 class Plan(NamedTuple):
     """Everything that a sweep will run."""
 
@@ -42,9 +55,14 @@ class Plan(NamedTuple):
     spec: SweepSpec
     teachers: tuple[Planned, ...]
     students: tuple[Planned, ...]
+    """None where configurations are searched: there are studies then."""
     weights: tuple[Given, ...]
     """Weights from outside, to be taken in first."""
     warnings: tuple[str, ...]
+    casts: tuple[Cast, ...] = ()
+    """The pairs."""
+    studies: tuple[Study, ...] = ()
+    """What is searched; none for a grid whose trials are all trained and compared."""
 
     @property
     def all(self) -> tuple[Planned, ...]:
@@ -60,13 +78,55 @@ class Plan(NamedTuple):
         """Trials that have not been run to their end yet."""
         return [trial for key, trial in self.trials.items() if not layout.trial(key).done]
 
+    def candidate(self, study: Study, number: int, values: Mapping[str, Any]) -> Candidate:
+        """The trials of a study's configuration `number`, whose values stand by their dotted paths.
 
-class Variant(NamedTuple):
-    """One point of a method's grid."""
+        Raises:
+            ConfigError: the values do not go together, or not with this pair.
+        """
+        cast = self._cast(study)
+        train, variant = configured(_base(self.spec), cast.pair, study.method, values)
+        seeds = self.spec.seeds
+        planned = tuple(_student(variant, cast, self.spec.data, train, seed, "search") for seed in seeds)
+        return Candidate(study, number, dict(values), planned)
 
-    method: str
-    axes: dict[str, Any]
-    objective: dict[str, dict[str, Any]]
+    def known(self, study: Study) -> Iterator[Candidate]:
+        """The candidates of a study that do not depend on what the search finds; optuna's do.
+
+        Draws that do not go together are left out, as the search leaves them out.
+        """
+        for number, values in enumerate(search.known(self.spec.search, study)):
+            try:
+                yield self.candidate(study, number, values)
+            except ConfigError:
+                continue
+
+    def final(self, winners: Mapping[Study, Mapping[str, Any]]) -> Plan:
+        """Each study's winning values, trained again on all training images with seeds that the search has not seen.
+
+        Teachers are trained on all training images, too. `info` is that of this sweep with the new labels.
+        """
+        spec = _final_spec(self.spec)
+        casts = {study.pair: _recast(self._cast(study), spec.data) for study in winners}
+        students = tuple(
+            planned
+            for study, values in winners.items()
+            for planned in _finalists(spec, casts[study.pair], study.method, values)
+        )
+        teachers = {cast.teacher.trial.key: cast.teacher for cast in casts.values()}
+        planned = (*teachers.values(), *students)
+        return Plan(
+            info=_final_info(self.info, winners).with_labels(item.label for item in planned),
+            spec=spec,
+            teachers=tuple(teachers.values()),
+            students=students,
+            weights=self.weights,
+            warnings=(),
+            casts=tuple(casts.values()),
+        )
+
+    def _cast(self, study: Study) -> Cast:
+        return next(cast for cast in self.casts if cast.title == study.pair)
 
 
 def make(loaded: Loaded, data_dir: Path | None = None, cache_dir: Path = Path("runs/cache")) -> Plan:
@@ -83,20 +143,21 @@ def make(loaded: Loaded, data_dir: Path | None = None, cache_dir: Path = Path("r
     data = _surveyed(_section(loaded, "data", Data), data_dir, cache_dir, problems)
     methods: dict[str, dict[str, Any]] = _section(loaded, "methods", dict[str, dict[str, Any]]) or {}
     card = None if data is None else data.card
-    pairs = _known(_section(loaded, "pairs", tuple[Pair, ...]) or (), card, problems)
+    pairs = _known(_pairs(loaded), card, problems)
     if data is not None:
         problems += _data_problems(data)
     for method, terms in methods.items():
         problems += pair_problems(method, terms, plugins.cards("models"))
         for special in specials(terms):
-            _variants({method: special}, problems)
-    variants = {pair: _variants(_for(pair, methods), problems) for pair in pairs}
+            expand({method: special}, problems)
+    variants = {pair: expand(of_pair(pair, methods), problems) for pair in pairs}
     for pair, own in variants.items():
         for variant in own:
-            problems += _impossible(variant, pair)
-            problems += _unmixable(variant, data)
+            problems += impossible(variant, pair)
+            problems += unmixable(variant, data)
     train_t = _teacher_recipe(loaded.spec, problems) if loaded.spec else None
     problems += _unshareable(loaded.spec, train_t)
+    problems += _search_problems(loaded, data, methods, variants)
     if problems or loaded.spec is None or data is None or train_t is None:
         raise ConfigError(loaded.source, dict.fromkeys(problems))
     return _expand(loaded, loaded.spec.model_copy(update={"data": data}), variants, train_t)
@@ -108,22 +169,40 @@ def _expand(loaded: Loaded, spec: SweepSpec, variants: dict[Pair, list[Variant]]
         for pair in spec.pairs
         for network in (pair.teacher, pair.student)
     }
-    titles = _titles(networks)
-    teachers = {
-        pair.teacher: _teacher(networks[pair.teacher], titles[pair.teacher], spec.data, train_t, spec.teacher.seed)
-        for pair in spec.pairs
-    }
+    casts = _casts(spec, networks, train_t)
+    studies = () if spec.search.plain else tuple(_studies(spec, casts))
+    teachers = tuple({cast.pair.teacher: cast.teacher for cast in casts}.values())
     students = tuple(
-        _student(variant, pair, networks[pair.student], titles, teachers[pair.teacher].trial, spec, seed)
-        for pair, own in variants.items()
-        for variant in own
+        _student(variant, cast, spec.data, spec.train, seed)
+        for cast in casts
+        for variant in variants[cast.pair]
         for seed in spec.seeds
+        if not studies
     )
-    planned = (*teachers.values(), *students)
     weights = tuple(_given(spec.pairs, networks))
-    info = _info(loaded, spec, planned, (*_stages(variants), *_origins(weights, spec.data)))
+    notes = (*search.notes(spec.search, studies, spec.seeds), *_stages(variants), *_origins(weights, spec.data))
+    info = _info(loaded, spec, (*teachers, *students), notes)
     warnings = dict.fromkeys([*_small_teachers(spec), *_late_schedules(variants, spec.train.epochs)])
-    return Plan(info, spec, tuple(teachers.values()), students, weights, tuple(warnings))
+    return Plan(info, spec, teachers, students, weights, tuple(warnings), casts, studies)
+
+
+def _casts(spec: SweepSpec, networks: Mapping[Network, Model], train_t: Train) -> tuple[Cast, ...]:
+    """Every pair with its teacher, which pairs of one teacher share."""
+    titles = _titles(networks)
+    stage: Stage = "" if spec.search.plain else "search"
+    teachers = {
+        network: _teacher(networks[network], titles[network], spec.data, train_t, spec.teacher.seed, stage)
+        for network in dict.fromkeys(pair.teacher for pair in spec.pairs)
+    }
+    return tuple(
+        Cast(
+            pair=pair,
+            title=f"{titles[pair.student]} ← {titles[pair.teacher]}",
+            student=networks[pair.student],
+            teacher=teachers[pair.teacher],
+        )
+        for pair in spec.pairs
+    )
 
 
 def _titles(networks: Mapping[Network, Model]) -> dict[Network, str]:
@@ -155,19 +234,17 @@ def _given(pairs: tuple[Pair, ...], models: Mapping[Network, Model]) -> Iterator
                 yield Given(network.name, network.weights, digest, begins)
 
 
-def _for(pair: Pair, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    made = ((method, for_pair(terms, pair.teacher.name, pair.student.name)) for method, terms in methods.items())
-    return {method: terms for method, terms in made if terms is not None}
-
-
 def _section(loaded: Loaded, name: str, kind: Any) -> Any:
     """A part of the file, or None where that part is not as it should be (which `loaded.problems` tells)."""
+    return readable(kind, loaded.tree.get(name)) if loaded.spec is None else getattr(loaded.spec, name)
+
+
+def _pairs(loaded: Loaded) -> Sequence[Pair | None]:
+    """The pairs, each None that is not as it should be."""
     if loaded.spec is not None:
-        return getattr(loaded.spec, name)
-    try:
-        return TypeAdapter(kind).validate_python(loaded.tree.get(name), strict=False)
-    except ValidationError:
-        return None
+        return loaded.spec.pairs
+    given = loaded.tree.get("pairs")
+    return [readable(Pair, item) for item in given] if isinstance(given, list) else []
 
 
 def _surveyed(data: Data | None, data_dir: Path | None, cache_dir: Path, problems: list[Problem]) -> Data | None:
@@ -199,15 +276,16 @@ def _teacher_recipe(spec: SweepSpec, problems: list[Problem]) -> Train | None:
         return None
 
 
-def _known(pairs: tuple[Pair, ...], data: DataCard | None, problems: list[Problem]) -> list[Pair]:
-    """The pairs whose networks are known, and made for the images of a data set."""
+def _known(pairs: Sequence[Pair | None], data: DataCard | None, problems: list[Problem]) -> list[Pair]:
+    """The pairs whose students are known, and made for the images of a data set; the problems of both networks."""
     found = []
     for index, pair in enumerate(pairs):
-        wrong = [
-            problem for who in ("teacher", "student") for problem in _network_problems(getattr(pair, who), who, data)
-        ]
-        problems += [Problem(f"pairs.{index}.{problem.path}", problem.message) for problem in wrong]
-        if not wrong:
+        if pair is None:
+            continue
+        wrong = {who: list(_network_problems(getattr(pair, who), who, data)) for who in ("teacher", "student")}
+        of_both = (*wrong["teacher"], *wrong["student"])
+        problems += [Problem(f"pairs.{index}.{problem.path}", problem.message) for problem in of_both]
+        if not wrong["student"]:
             found.append(pair)
     return found
 
@@ -247,78 +325,6 @@ def _weights_problems(network: Network, who: str, classes: int | None) -> Iterat
             yield Problem(f"{who}.weights", text)
 
 
-def _variants(methods: dict[str, dict[str, Any]], problems: list[Problem]) -> list[Variant]:
-    """Every method at every point of its grid, with all defaults filled in."""
-    variants = []
-    for method, terms in methods.items():
-        if not terms:
-            problems.append(Problem(f"methods.{method}", "has no terms; e.g. {ce: 1, kd: {weight: 0.9}}."))
-        problems += _axis_problems(terms, f"methods.{method}")
-        for axes in _grid(terms):
-            objective = {}
-            for term, value in terms.items():
-                options = _at(options_of(value), term, axes)
-                try:
-                    config = plugins.configure("losses", str(term), options, f"methods.{method}.{term}")
-                    objective[term] = config.model_dump(mode="json")
-                except ConfigError as error:
-                    problems += error.problems
-            variants.append(Variant(method, axes, objective))
-    return variants
-
-
-def _grid(terms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the axes under a method: dotted path → value."""
-    axes = {path: values for term, value in terms.items() for path, values in _axes(options_of(value), term)}
-    for values in itertools.product(*axes.values()):
-        yield dict(zip(axes, values, strict=True))
-
-
-def _axis_problems(value: Any, path: str) -> Iterator[Problem]:
-    if not isinstance(value, Mapping):
-        return
-    values = value.get("grid")
-    if set(value) != {"grid"}:
-        for key, below in value.items():
-            yield from _axis_problems(below, f"{path}.{key}")
-    elif not isinstance(values, list) or not values:
-        yield Problem(f"{path}.grid", f"an axis is a list of one value or more. Got {values!r}.")
-    elif any(item in values[:index] for index, item in enumerate(values)):
-        yield Problem(f"{path}.grid", f"a value stands twice. Got {values!r}.")
-
-
-def _axes(value: Any, path: str) -> Iterator[tuple[str, list[Any]]]:
-    if isinstance(value, Mapping):
-        if set(value) == {"grid"} and isinstance(value["grid"], list):
-            yield path, value["grid"]
-        else:
-            for key, below in value.items():
-                yield from _axes(below, f"{path}.{key}")
-
-
-def _at(value: Any, path: str, axes: Mapping[str, Any]) -> Any:
-    """`value` with each axis replaced by its value at one point of the grid."""
-    if path in axes:
-        return axes[path]
-    if isinstance(value, Mapping):
-        return {key: _at(below, f"{path}.{key}", axes) for key, below in value.items()}
-    return value
-
-
-def _impossible(variant: Variant, pair: Pair) -> Iterator[Problem]:
-    """What a term asks for and a pair cannot give."""
-    cards = plugins.cards("models")
-    configs = {
-        term: plugins.head("losses", term).Config.model_validate(options) for term, options in variant.objective.items()
-    }
-    if configs and not any(config.in_training for config in configs.values()):
-        yield Problem(f"methods.{variant.method}", "no term takes part in the main stage; add one, e.g. {ce: 1}.")
-    for term, config in configs.items():
-        for problem in config.check(cards[pair.student.name], cards[pair.teacher.name]):
-            where = f"methods.{variant.method}.{term}.{problem.path}".rstrip(".")
-            yield Problem(where, f"({pair.student.name} ← {pair.teacher.name}) {problem.message}")
-
-
 def _unshareable(spec: SweepSpec | None, train_t: Train | None) -> Iterator[Problem]:
     """Recipes that work in one process alone."""
     if spec is None or spec.resources.gpus_per_trial == 1:
@@ -331,17 +337,7 @@ def _unshareable(spec: SweepSpec | None, train_t: Train | None) -> Iterator[Prob
             yield Problem(f"{where}.optimizer", f"dot {text}")
 
 
-def _unmixable(variant: Variant, data: Data | None) -> Iterator[Problem]:
-    """Terms that are not defined for images of two labels."""
-    if data is None or data.augment is None or not data.augment.mixes:
-        return
-    for term, options in variant.objective.items():
-        if plugins.head("losses", term).Config.model_validate(options).one_label:
-            text = "is defined for images of one label; leave out data.augment.mixup and cutmix, or this term."
-            yield Problem(f"methods.{variant.method}.{term}", text)
-
-
-def _teacher(network: Model, title: str, data: Data, train: Train, seed: int) -> Planned:
+def _teacher(network: Model, title: str, data: Data, train: Train, seed: int, stage: Stage) -> Planned:
     """The teacher's trial: a training with cross-entropy, or the measuring of given weights."""
     if network.weights is None:
         objective = {"ce": plugins.configure("losses", "ce", {}).model_dump(mode="json")}
@@ -356,38 +352,106 @@ def _teacher(network: Model, title: str, data: Data, train: Train, seed: int) ->
         student=network.name,
         teacher="",
         seed=trial.seed,
+        stage=stage,
     )
     return Planned(trial, label)
 
 
-def _student(
-    variant: Variant,
-    pair: Pair,
-    network: Model,
-    titles: Mapping[Network, str],
-    teacher: Trial,
-    spec: SweepSpec,
-    seed: int,
-) -> Planned:
-    trial = Trial(
-        data=spec.data, student=network, teacher=teacher, objective=variant.objective, train=spec.train, seed=seed
-    )
+def _student(variant: Variant, cast: Cast, data: Data, train: Train, seed: int, stage: Stage = "") -> Planned:
+    teacher = cast.teacher.trial
+    trial = Trial(data=data, student=cast.student, teacher=teacher, objective=variant.objective, train=train, seed=seed)
     label = Label(
         key=trial.key,
         role="student",
         method=variant.method,
-        pair=f"{titles[pair.student]} ← {titles[pair.teacher]}",
-        student=pair.student.name,
-        teacher=pair.teacher.name,
+        pair=cast.title,
+        student=cast.pair.student.name,
+        teacher=cast.pair.teacher.name,
         seed=seed,
         axes=variant.axes,
+        stage=stage,
     )
     return Planned(trial, label)
 
 
+def _studies(spec: SweepSpec, casts: Iterable[Cast]) -> Iterator[Study]:
+    for cast in casts:
+        for method in of_pair(cast.pair, spec.methods):
+            yield Study(cast.title, method, dimensions(spec.search, _base(spec), cast.pair, method))
+
+
+def _base(spec: SweepSpec) -> Base:
+    return Base(spec.methods, spec.train, spec.data)
+
+
+def _search_problems(
+    loaded: Loaded, data: Data | None, methods: dict[str, dict[str, Any]], variants: dict[Pair, list[Variant]]
+) -> Iterator[Problem]:
+    """What is wrong with `search:`, where the parts that it speaks of can be read.
+
+    What cannot be read of itself is left out, and then so is what only follows from that.
+    """
+    told = [problem.path for problem in loaded.problems if problem.path.startswith("search.")]
+    found: Search = _section(loaded, "search", Search) if not told else readable(Search, loaded.tree["search"], _spare)
+    recipe: Recipe | None = _section(loaded, "train", Recipe)
+    processes = loaded.spec.resources.gpus_per_trial if loaded.spec else 1
+    if recipe is not None and data is not None:
+        for problem in space.problems(found or Search(), Base(methods, recipe, data), variants, processes):
+            if not told or (problem.path.startswith("search") and not _follows(problem.path, told)):
+                yield problem
+
+
+def _spare(place: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What of a search to leave out for a wrong place: a range, or a setting; by its kind all is judged."""
+    return () if place[0] == "kind" else place[: 2 if place[0] == "space" else 1]
+
+
+def _follows(path: str, told: Iterable[str]) -> bool:
+    """Whether a problem may be there only because of what was left out for others."""
+    return any(f"{other}.".startswith(f"{path}.") for other in told) and path != "search"
+
+
+def _final_spec(spec: SweepSpec) -> SweepSpec:
+    """The sweep that trains winners again: nothing held out, seeds that are not among those of the search."""
+    data = spec.data.model_copy(update={"val": 0.0})
+    seeds = search.fresh_seeds(spec.search, spec.seeds)
+    return spec.model_copy(update={"data": data, "seeds": seeds, "search": Search()})
+
+
+def _recast(cast: Cast, data: Data) -> Cast:
+    """A pair whose teacher is trained on other data."""
+    trial = cast.teacher.trial.model_copy(update={"data": data})
+    label = cast.teacher.label.model_copy(update={"key": trial.key, "stage": "final"})
+    return cast._replace(teacher=Planned(trial, label))
+
+
+def _finalists(spec: SweepSpec, cast: Cast, method: str, values: Mapping[str, Any]) -> Iterator[Planned]:
+    train, variant = configured(_base(spec), cast.pair, method, values)
+    for seed in spec.seeds:
+        yield _student(variant._replace(axes={}), cast, spec.data, train, seed, "final")
+
+
+def _final_info(info: SweepInfo, winners: Mapping[Study, Mapping[str, Any]]) -> SweepInfo:
+    """The sweep with its winners among the notes, and behind its YAML, which stays one that can be run."""
+    found = [f"{study.title}: {search.shown(values) or 'nothing to choose'}" for study, values in winners.items()]
+    comment = "".join(f"#   {line}\n" for line in found)
+    return info.model_copy(
+        update={
+            "notes": (*info.notes, *(f"Winner of {line}." for line in found)),
+            "yaml": f"{info.yaml}# Winners of the search:\n{comment}",
+        }
+    )
+
+
 def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], notes: tuple[str, ...]) -> SweepInfo:
     labels = tuple(item.label for item in planned)
-    identity = {"name": spec.name, "labels": [json.loads(label.model_dump_json()) for label in labels]}
+    identity = {
+        "name": spec.name,
+        "labels": [json.loads(label.model_dump_json(exclude={"stage"})) for label in labels],
+    }
+    if not spec.search.plain:  # labels come as configurations are suggested; more of them are the same sweep
+        parts = spec.model_dump(mode="json", include={"data", "pairs", "train", "methods", "seeds"})
+        identity |= parts | {"search": spec.search.model_dump(mode="json", exclude={"samples", "budget"})}
     return SweepInfo(
         name=f"{spec.name}-{loaded.profile}" if loaded.profile else spec.name,
         key=digest(identity),
@@ -396,6 +460,7 @@ def _info(loaded: Loaded, spec: SweepSpec, planned: tuple[Planned, ...], notes: 
         yaml=yaml.safe_dump(loaded.tree, sort_keys=False, allow_unicode=True),
         notes=(*_notes(spec, spec.data), *notes),
         dataset=spec.data.name,
+        finals=spec.search.final is not None,
         labels=labels,
     )
 
@@ -408,6 +473,8 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
     epochs_t = spec.teacher.train.get("epochs", spec.train.epochs)
     trained = any(pair.teacher.weights is None for pair in spec.pairs)
     budget_t = f", of a teacher {epochs_t}" if trained else ""
+    unit = "method" if spec.search.plain else "configuration"
+    searched = ", but for what is searched" if any(path.startswith("train.") for path in spec.search.space) else ""
     selection = (
         f"{val} training images are held out for validation (split seed {data.split_seed}); the test set is measured "
         "with the last weights and with those that were best on validation."
@@ -419,10 +486,10 @@ def _notes(spec: SweepSpec, data: Data) -> tuple[str, ...]:
         f"Data: {data.name}, {images - val} training images of {card.train}, {card.test} test images.",
         f"Budget: epochs of a student {spec.train.epochs}{budget_t}; "
         f"batch size {spec.train.batch_size}, {spec.train.optimizer.name} "
-        f"with learning rate {spec.train.optimizer.lr:g}, {spec.train.schedule.name} schedule.",
+        f"with learning rate {spec.train.optimizer.lr:g}, {spec.train.schedule.name} schedule{searched}.",
         *_recipe(spec.train, data),
         selection,
-        f"{len(spec.seeds)} seed{'s' * (len(spec.seeds) > 1)} per method; methods share teacher, batches, augmentation "
+        f"{len(spec.seeds)} seed{'s' * (len(spec.seeds) > 1)} per {unit}; methods share teacher, batches, augmentation "
         "and initial weights, so differences are paired by seed. ± is the sample standard deviation over seeds.",
     )
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from otkd.core.layout import write_text
 from otkd.core.records import EpochRecord, MetricSink, TrialResult
 from otkd.core.trial import Trial
+
+if TYPE_CHECKING:
+    from otkd.train import Environment
+
+HERE = "local"
+"""In place of a cluster's address: on this machine alone."""
+HOPELESS = ("ConfigError", "DataError", "DeadlineError")
+"""Errors that another attempt would meet again; the reason of a failure begins with the error's name."""
 
 
 class Listener(MetricSink, Protocol):
@@ -73,6 +83,28 @@ def deliver(events: Iterable[Event], listener: Listener) -> None:
             listener.epoch(EpochRecord.model_validate_json(text))
         else:
             listener.finish(TrialResult.model_validate_json(text))
+
+
+def fail(trials: Iterable[Trial], error: Exception, environment: Environment, listener: MetricSink) -> None:
+    """Tell that a cohort could not be trained: those of its trials that have not ended by themselves have failed.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    now = time.time()
+    for trial in trials:
+        folder = environment.layout.trial(trial.key)
+        if not (folder.done or folder.failed.exists()):
+            reason = f"{type(error).__name__}: {error}"
+            result = TrialResult(key=trial.key, status="failed", started=now, ended=now, reason=reason)
+            write_text(folder.failed, result.model_dump_json(indent=1))
+            environment.mirror.settle(folder)
+            listener.finish(result)
+
+
+def hopeless(failure: TrialResult) -> bool:
+    """Whether another attempt would fail for the same reason."""
+    return failure.reason.partition(":")[0] in HOPELESS
 
 
 def threads(cpu: float, there: float) -> int:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from otkd.core import datasets, plugins
-from otkd.core.config import StrictModel
-from otkd.core.errors import OtkdError, did_you_mean
 from otkd.core.layout import Layout
-from otkd.sweep.plan import Plan, stage_epochs
-from otkd.sweep.run import outcome
+from otkd.core.records import SweepInfo
+from otkd.core.trial import Trial
+from otkd.sweep.estimate import Forecast, all_epochs, machine, measured, of_plan
+from otkd.sweep.journal import Journal, journal_file
+from otkd.sweep.live import duration
+from otkd.sweep.plan import Plan
+from otkd.sweep.run import ends, outcome, to_train, waits
+from otkd.sweep.search import configurations
+from otkd.sweep.tally import End, reached
+from otkd.sweep.tried import Tried
+
+
+def titled(info: SweepInfo) -> str:
+    """A sweep's name and its question, if it asks one, as markup."""
+    return f"[bold]{info.name}[/]" + (f": {escape(info.question)}" if info.question else "")
 
 
 def show_warnings(plan: Plan, console: Console) -> None:
@@ -29,138 +36,129 @@ def show_warnings(plan: Plan, console: Console) -> None:
 def show_plan(plan: Plan, layout: Layout, console: Console) -> None:
     """The trials by method and pair, their number, and what is done."""
     show_warnings(plan, console)
-    console.print(f"[bold]{plan.info.name}[/]: {escape(plan.info.question)}", highlight=False)
+    console.print(titled(plan.info), highlight=False)
     for note in plan.info.notes:
         console.print(f"  {escape(note)}", highlight=False)
+    found = ends(plan, layout)
     table = Table("trial", "key", "state", box=None, pad_edge=False)
+    begun = _begun(plan, layout)
     for planned in plan.all:
-        table.add_row(escape(planned.label.title), planned.trial.key, _state(planned.trial.key, layout))
+        table.add_row(escape(planned.label.title), planned.trial.key, _state(planned.trial, found, begun))
     console.print(table)
-    pending = plan.pending(layout)
-    epochs = sum(trial.train.epochs + stage_epochs(trial.objective) for trial in pending)
-    count, teachers = len(plan.trials), len(plan.teachers)
-    console.print(
-        f"{count} trials: {teachers} teacher{'s' * (teachers != 1)}, {count - teachers} students; "
-        f"{count - len(pending)} done, {len(pending)} to train, {epochs} "
-        "epochs in all.",
-        highlight=False,
-    )
+    _show_studies(plan, layout, console)
+    pending = to_train(plan, found)
+    console.print(_count(plan, pending, found), highlight=False)
+    if pending or plan.studies:
+        for line in _how_long(plan, pending, layout):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_outcome(plan: Plan, layout: Layout, console: Console) -> int:
     """How a sweep ended. Returns the exit status: 0 when every trial has ended, 1 when some could not be trained."""
     ended = outcome(plan, layout)
-    for line in ended.diverged:
-        console.print(f"[yellow]diverged[/] {escape(line)}", highlight=False)
-    for title in ended.undone:
-        console.print(f"[red]not trained[/] {escape(title)}", highlight=False)
+    for kind, lines in (
+        ("[yellow]diverged[/]", ended.diverged),
+        ("[red]failed[/]", ended.failed),
+        ("[red]waiting for its teacher[/]", ended.waiting),
+        ("[red]not trained[/]", ended.undone),
+    ):
+        for line in lines:
+            console.print(f"{kind} {escape(line)}", highlight=False, soft_wrap=True)
     if ended.undone:
-        console.print("Run the same command to try these again.", highlight=False)
-    return 1 if ended.undone else 0
+        console.print("Run the same command to try what was not trained again.", highlight=False)
+    if ended.failed or (ended.diverged and ended.waiting):
+        console.print("--retry-failed tries again what failed or diverged.", highlight=False)
+    return 1 if ended.open else 0
 
 
-def show_list(what: str, console: Console) -> None:
-    """Print one kind of thing that a sweep file can name.
-
-    Raises:
-        OtkdError: there is no such kind.
-    """
-    if what not in LISTINGS:
-        raise OtkdError(f"cannot list {what!r}; allowed: {', '.join(LISTINGS)}.{did_you_mean(what, LISTINGS)}")
-    LISTINGS[what](console)
+def show_held(held: int, console: Console) -> None:
+    """What is left alone because it failed before."""
+    if held:
+        them = "it" if held == 1 else "them"
+        text = f"{held} trial{'s' * (held != 1)} failed before: --retry-failed tries {them} again."
+        console.print(f"[yellow]![/] {text}", highlight=False)
 
 
-def _state(key: str, layout: Layout) -> str:
-    folder = layout.trial(key)
-    if folder.done:
-        return "done"
-    return "begun" if folder.checkpoint.exists() else "to do"
+def _begun(plan: Plan, layout: Layout) -> dict[str, str]:
+    """Trials with a checkpoint → how far they are, where the sweep's journal says that."""
+    keys = [key for key in plan.trials if layout.trial(key).checkpoint.exists()]
+    journal = Journal(journal_file(layout, plan.info.name)) if keys else None
+    last = {key: journal.last(key) if journal else None for key in keys}
+    return {key: f"begun, epoch {reached(record)}" if record else "begun" for key, record in last.items()}
 
 
-def _list_plugins(group: str) -> Callable[[Console], None]:
-    def listing(console: Console) -> None:
-        for name in plugins.names(group):
-            console.print(f"[bold]{name}[/]  {escape(_summary(plugins.source(group, name)))}", highlight=False)
-            table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2))
-            for row in _settings(plugins.head(group, name).Config):
-                table.add_row("", *map(escape, row))
-            console.print(table)
-
-    return listing
+def _state(trial: Trial, found: Mapping[str, End], begun: Mapping[str, str]) -> str:
+    end = found.get(trial.key)
+    if end is not None:
+        return "done" if end.status == "finished" else end.status
+    if waits(trial, found):
+        return "waits for its teacher"
+    return begun.get(trial.key, "to do")
 
 
-def _settings(config: type[StrictModel]) -> Iterator[tuple[str, str, str]]:
-    """(name, default, help) of every setting."""
-    for name, field in config.model_fields.items():
-        if name != "name":
-            default = "required" if field.default is PydanticUndefined else f"{_short(field.default)}"
-            choices = f"({' | '.join(get_args(field.annotation))})" if get_origin(field.annotation) is Literal else ""
-            yield name, default, " ".join((*(field.description or "").split(), choices)).strip()
-
-
-def _short(value: Any) -> str:
-    return str(value.name) if hasattr(value, "name") else "none" if value is None else str(value)
-
-
-def _summary(path: Path) -> str:
-    """First sentence of a plug-in's docstring."""
-    import ast
-
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    first = " ".join(doc.split("\n\n")[0].split())
-    return re.split(r"(?<=[.?!]) (?=[A-Z])", first, maxsplit=1)[0]
-
-
-def _list_models(console: Console) -> None:
-    table = Table(
-        "model", "parameters", "multiply-adds", "pixels", "embedding", "taps", "weights", box=None, pad_edge=False
-    )
-    for name, card in sorted(plugins.cards("models").items(), key=lambda item: "/" in item[0]):
-        taps = ", ".join(f"{tap} {width}" for tap, width in zip(card.taps, card.channels, strict=True))
-        least, most = card.sides
-        size = f"{card.side}{' only' if most else f', ≥ {least}' if least > 1 else ''}"
-        madds, weights = f"{card.madds / 1e6:,.0f} M", ", ".join(card.weights)
-        table.add_row(name, f"{card.params:,}", madds, size, str(card.embedding), taps, weights)
-    console.print(table)
-    console.print(
-        "Parameters with 100 classes and 3 input channels, multiply-adds of one image of so many pixels a side; other "
-        "sizes work, too, but for `only` and what is below `≥`. Taps are the names that `layer:` takes (or their "
-        "places: 0 is the stem), with their channels. `timm/<name>` is a network of timm that shows its maps, where "
-        "timm is installed.",
-        highlight=False,
+def _count(plan: Plan, pending: Sequence[Trial], found: Mapping[str, End]) -> str:
+    """How many trials there are; those that a search draws are not known yet."""
+    count, teachers = len(plan.trials), len(plan.teachers)
+    waiting = sum(waits(trial, found) for key, trial in plan.trials.items() if key not in found)
+    ended = Counter(end.status for key, end in found.items() if key in plan.trials)
+    states = {"done": ended["finished"], **{kind: ended[kind] for kind in ("failed", "diverged")}, "waiting": waiting}
+    counted = ", ".join(f"{number} {state}" for state, number in states.items() if number or state == "done")
+    students = "" if plan.studies else f", {count - teachers} student{'s' * (count - teachers != 1)}"
+    epochs = sum(all_epochs(trial) for trial in pending)
+    return (
+        f"{count} trial{'s' * (count != 1)}{' before the search' if plan.studies else ''}: "
+        f"{teachers} teacher{'s' * (teachers != 1)}{students}; "
+        f"{counted}, {len(pending)} to train, {epochs} epochs in all."
     )
 
 
-def _list_data(console: Console) -> None:
-    table = Table("data set", "classes", "images", "train", "test", "", box=None, pad_edge=False)
-    for name in plugins.names("data"):
-        card = plugins.head("data", name).CARD
-        if datasets.surveyed(name):
-            table.add_row(f"{name}/<name>", "", "", "", "", card.about)
-            continue
-        image = f"{card.channels}×{card.side}×{card.side}"
-        table.add_row(name, str(card.classes), image, f"{card.train:,}", f"{card.test:,}", card.about)
+def _show_studies(plan: Plan, layout: Layout, console: Console) -> None:
+    """What is searched, what that takes at most, and how far it is."""
+    if not plan.studies:
+        return
+    seeds, table = (
+        len(plan.spec.seeds),
+        Table("study", "configurations", "epochs at most", "searched", box=None, pad_edge=False),
+    )
+    for study in plan.studies:
+        count = configurations(plan.spec.search, study)
+        searched = ", ".join(dimension.path for dimension in study.space) or "nothing"
+        table.add_row(escape(study.title), str(count), f"{count * seeds * plan.spec.train.epochs:,}", searched)
     console.print(table)
+    console.print(_how_far(plan, Tried(plan, layout)), highlight=False)
 
 
-def _list_sweeps(console: Console) -> None:
-    from otkd.sweep import yamlfile
-
-    table = Table("file", "question", box=None, pad_edge=False)
-    for path in sorted(Path("sweeps").rglob("*.yaml")):
-        try:
-            tree = yamlfile.read(path)
-            question = str(tree.get("question", "")) if "name" in tree else f"{len(tree['methods'])} methods for others"
-        except OtkdError as error:
-            question = str(error)
-        table.add_row(str(path), escape(question))
-    console.print(table if table.row_count else "There is no folder sweeps/ here.")
+def _how_far(plan: Plan, tried: Tried) -> str:
+    begun, studies = len(tried.standings), len(plan.studies)
+    return (
+        f"Search: {begun} configuration{'s' * (begun != 1)} begun, at most {tried.new} to come; "
+        f"{len(tried.over)} of {studies} stud{'ies' if studies != 1 else 'y'} over."
+    )
 
 
-LISTINGS: dict[str, Callable[[Console], None]] = {
-    "losses": _list_plugins("losses"),
-    "models": _list_models,
-    "data": _list_data,
-    "solvers": _list_plugins("ot"),
-    "sweeps": _list_sweeps,
-}
+def _when_hung(hung_s: float | None) -> str:
+    if hung_s is None:
+        return "A trial that hangs is left alone (resources.hung_s is null)."
+    return f"A worker without progress for {duration(hung_s)} is ended and its cohort goes on; not so with --local."
+
+
+def _how_long(plan: Plan, pending: Sequence[Trial], layout: Layout) -> Iterator[str]:
+    """The time that is still needed, and what may end a trial; nothing where nothing is left, of a search either."""
+    there, resources = machine(), plan.spec.resources
+    found = of_plan(plan, pending, layout, measured(layout), there)
+    if found.known:
+        yield _estimate(plan, found, there.slots(resources, resources.cpu))
+    elif found.unknown:
+        yield "No estimate of the time: nothing like it has been trained here."
+    if found.known or found.unknown:
+        yield _when_hung(resources.hung_s)
+
+
+def _estimate(plan: Plan, found: Forecast, slots: int) -> str:
+    """The time, and what it rests on."""
+    head = "At most about" if plan.studies else "About"
+    basis = f"from {len(found.basis)} earlier trial{'s' * (len(found.basis) != 1)}"
+    near = "" if found.exact else ", some of them the nearest there are, with other terms"
+    unknown = f"; {found.unknown} trials are like none that was trained here, and not counted" if found.unknown else ""
+    alone = " (--local has one)" if slots > 1 else ""
+    return f"{head} {duration(found.seconds)} on {slots} slot{'s' * (slots != 1)}{alone}, {basis}{near}{unknown}."

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from otkd.core import plugins
 from otkd.core.config import StrictModel
 from otkd.core.errors import ConfigError, Problem, did_you_mean
 from otkd.core.trial import Data, Train
 from otkd.sweep import methods, yamlfile
+from otkd.sweep.search import Search
 from otkd.sweep.trees import merge
 
 AUTO, BASE, QUICK = "auto", "paper", "quick"
 
 
 Items = TypeVar("Items", bound=tuple[Any, ...])
+Place = tuple[Any, ...]
+"""Where something is wrong, as pydantic has it."""
 
 
 def _each_once(items: Items) -> Items:
@@ -71,13 +85,6 @@ class TeacherSpec(StrictModel):
     """Seed of every teacher; all seeds of the students learn from the same one."""
 
 
-class Search(StrictModel):
-    """How configurations are chosen."""
-
-    kind: Literal["grid"] = "grid"
-    """`grid`: every combination of the axes in the file."""
-
-
 class Resources(StrictModel):
     """What one running cohort gets. Cannot change a result but by rounding (threads, and the device's arithmetic)."""
 
@@ -87,14 +94,23 @@ class Resources(StrictModel):
     """CPU cores of a teacher in training, where that differs: teachers are few, and leave cores idle."""
     gpu: Annotated[float, Field(ge=0, strict=False)] | None = None
     """GPUs; a fraction lets several cohorts share one, 0 trains on the CPU. By default one, where there is one."""
+    gpu_type: str | None = None
+    """Train on nodes with this type of GPU only, by Ray's name for it (`A100`, `H100`), where a cluster has several."""
     gpus_per_trial: PositiveInt = 1
     """Processes, each with a GPU where there are any, that share every batch of a cohort; each gets `cpu` cores."""
     workers: NonNegativeInt = 2
     """Processes that decode images for each process of a cohort, where images are streamed from disk."""
     cohort: PositiveInt | Literal["auto"] = "auto"
     """Most trials to train together on one teacher pass; `auto` balances the pass against idle slots."""
+    compile: bool = False
+    """Compile the networks: faster steps after a first one that takes up to a minute; worth it for long trainings."""
     retries: NonNegativeInt = 1
     """How often a failed trial, or the cohort of a lost worker, is tried again."""
+    hung_s: PositiveFloat | None = Field(600, strict=False)
+    """Seconds without any progress after which a worker is ended and its cohort goes on from its checkpoint; null for
+    never. With Ray alone."""
+    deadline_h: PositiveFloat | None = Field(None, strict=False)
+    """Most hours that one trial may train, as if it were alone; then it has failed. By default any number."""
 
 
 class SweepSpec(StrictModel):
@@ -117,6 +133,9 @@ class SweepSpec(StrictModel):
     """Each method runs once with each seed."""
     search: Search = Search()
     resources: Resources = Resources()
+    storage: str | None = None
+    """A folder that all nodes of a cluster reach where they do not share `runs/`: any path that fsspec knows
+    (`s3://bucket/folder`). Checkpoints and results are kept there as well."""
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name → deep override of this file, applied before it is checked."""
 
@@ -131,7 +150,7 @@ class Loaded(NamedTuple):
     tree: dict[str, Any]
     """The file after profile and overrides."""
     spec: SweepSpec | None
-    """None when there are problems."""
+    """Without keys that nobody knows; None where it has other problems of structure."""
     problems: tuple[Problem, ...]
     """What is wrong with the file's structure."""
 
@@ -164,11 +183,50 @@ def load(path: Path, profile: str = AUTO, overrides: Iterable[str] = ()) -> Load
     except ConfigError as error:
         problems += error.problems
         tree["methods"] = {"student": {"ce": {"weight": 1}}}  # so that the rest can be looked at
+    spec, wrong = _checked(tree)
+    return Loaded(str(path), applied, tree, spec, (*problems, *wrong))
+
+
+def _checked(tree: Mapping[str, Any]) -> tuple[SweepSpec | None, list[Problem]]:
     try:
-        spec = SweepSpec.model_validate(tree)
+        return SweepSpec.model_validate(tree), []
     except ValidationError as error:
-        return Loaded(str(path), applied, tree, None, (*problems, *plugins.problems_of(error, SweepSpec)))
-    return Loaded(str(path), applied, tree, spec, tuple(problems))
+        return readable(SweepSpec, tree), plugins.problems_of(error, SweepSpec)
+
+
+def readable(kind: Any, given: Any, spare: Callable[[Place], Place] = lambda place: ()) -> Any:
+    """A part of a file without the keys that nobody knows, so that the rest can be looked at; None if that is wrong.
+
+    Args:
+        kind: what the part is to be, a type.
+        spare: a wrong place → what to leave out for it, too; nothing by default.
+    """
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_python(given)
+    except ValidationError as error:
+        places = [
+            item["loc"] if item["type"] == "extra_forbidden" else spare(item["loc"])
+            for item in error.errors()
+            if item["loc"]
+        ]
+    with suppress(ValidationError):
+        return adapter.validate_python(functools.reduce(_without, sorted(places, key=len, reverse=True), given))
+    return None
+
+
+def _without(tree: Any, loc: Place) -> Any:
+    """A copy without the key to which a place of pydantic's leads; that also names members of unions on its way."""
+    if not loc:
+        return tree
+    head, *rest = loc
+    if isinstance(tree, list | tuple):
+        return [_without(item, tuple(rest)) if index == head else item for index, item in enumerate(tree)]
+    if head not in tree:
+        return _without(tree, tuple(rest))
+    if not rest:
+        return {key: value for key, value in tree.items() if key != head}
+    return {**tree, head: _without(tree[head], tuple(rest))}
 
 
 def _spelled(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from otkd.core.errors import StorageError
 from otkd.core.records import EpochRecord, TrialResult
 from otkd.core.trial import Trial
 
+FINAL = ("finished", "diverged")
+"""States after which a trial is not run again."""
+
 
 class JsonlSink:
     """Appends to a file. Epochs and results that are in it already are not written again.
@@ -28,7 +31,10 @@ class JsonlSink:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._epochs: set[tuple[str, str, int]] = set()
-        self._ended: set[str] = set()
+        self._ended: dict[str, str] = {}
+        """Trial → how it ended."""
+        self.open: set[str] = set()
+        """Trials that have begun and have no end here."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._recover()
@@ -39,6 +45,8 @@ class JsonlSink:
     def start(self, trial: Trial) -> None:
         """A trial begins, or goes on."""
         self._append({"event": "start", "key": trial.key, "time": time(), "trial": trial.model_dump(mode="json")})
+        self.open.add(trial.key)
+        self._goes_on(trial.key)
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch has ended."""
@@ -50,10 +58,11 @@ class JsonlSink:
         """A trial has ended; epochs which the file lacks are written first."""
         for record in result.epochs:
             self.epoch(record)
-        if result.key not in self._ended:
+        self.open.discard(result.key)
+        if self._ended.get(result.key) not in (result.status, *FINAL):
             self._append({"event": "finish", **result.model_dump(exclude={"epochs"})})
             if result.status != "failed":
-                self._ended.add(result.key)
+                self._ended[result.key] = result.status
 
     def close(self) -> None:
         """Close the file.
@@ -90,10 +99,20 @@ class JsonlSink:
             event = json.loads(line)
             if event["event"] == "epoch":
                 self._epochs.add((event["key"], event["stage"], event["epoch"]))
-            elif event["event"] == "finish" and event["status"] != "failed":
-                self._ended.add(event["key"])
+            elif event["event"] == "start":
+                self.open.add(event["key"])
+                self._goes_on(event["key"])
+            elif event["event"] == "finish":
+                self.open.discard(event["key"])
+                if event["status"] != "failed":
+                    self._ended[event["key"]] = event["status"]
         except (ValueError, KeyError, TypeError):
             pass  # not a line of ours: it stays, and says nothing
+
+    def _goes_on(self, key: str) -> None:
+        """What was pruned may be gone on with, and what diverged tried again; the end is then told again."""
+        if self._ended.get(key) != "finished":
+            self._ended.pop(key, None)
 
     def _refusal(self, error: OSError) -> StorageError:
         return StorageError(

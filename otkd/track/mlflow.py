@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import time
+from time import monotonic, time
 
 from mlflow.entities import RunTag
 
@@ -15,46 +15,73 @@ from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, SweepInfo, TrialResult
 from otkd.core.trial import Trial
-from otkd.track.runs import ENDED, TrialRuns
-from otkd.track.store import TAG_BEGUN, answers, connect, search, shown, tagged
-from otkd.track.writer import Interrupted, Writer, started
+from otkd.track.events import ROOM, Described, Interrupted, Opened, started
+from otkd.track.found import ENDED, SETTLED, found_in
+from otkd.track.runs import TrialRuns
+from otkd.track.store import TAG_BEGUN, answers, begun, connect, refused, search, shown, tagged
+from otkd.track.writer import Writer
 
 logger = logging.getLogger("otkd.track")
 
 NOTE, NOTE_LIMIT = "mlflow.note.content", 8000
 
+DESCRIBE_S = 5.0
+"""Seconds between two descriptions of a sweep that grows."""
+
 
 class MlflowSink:
     """Logs one sweep to MLflow.
 
-    `start`, `epoch` and `finish` return at once: a thread of its own writes, and keeps what it cannot write yet.
-    Whatever was logged before, by this sink or by one that was killed, is not logged again.
+    `start`, `epoch` and `finish` return at once: a thread of its own writes, and keeps what it cannot write yet. Where
+    that is too much for memory, epochs are read back from the journal (`runs/records/<name>.jsonl`), which has to hear
+    everything first, or from the trial's `result.json`.
+    Whatever was logged before, by this sink or by one that was killed, is not logged again. What such a one has left
+    behind is put right first: its runs end as interrupted, with all the epochs that the journal has of them.
 
     Args:
         info: the sweep; a sweep of this key and name that the store has already is continued.
-        layout: where runs lie.
+        layout: where runs lie; its lock is ours, so nobody else trains there.
         pause: seconds before a failed write is tried again; doubles up to 30.
+        room: metric values that may wait in memory.
 
     Raises:
         TrackingError: the store does not answer.
     """
 
-    def __init__(self, info: SweepInfo, layout: Layout, *, pause: float = 1.0) -> None:
-        self.info = info
+    def __init__(self, info: SweepInfo, layout: Layout, *, pause: float = 1.0, room: int = ROOM) -> None:
+        self.info, self._layout = info, layout
         self.store = connect(layout)
         with self._refusals():
+            found = found_in(self.store)
             self.run_id = self._parent()
             self._describe()
+        self._described = monotonic()
+        self._news = False
+        """The sweep has trials of which the store has not been told."""
         self._open: set[str] = set()
         """Trials that have started and not ended."""
+        self._ended: dict[str, str] = {}
+        """Trial → how it has ended, of those that have."""
+        self._stored = {key: one.state for key, one in found.items()}
+        """Trial → how the store has it, of those that have not begun again."""
         self._closed = self._reported = False
-        runs = TrialRuns(self.store, info, self.run_id, layout)
-        self._writer = Writer(runs.write, lambda: answers(self.store), pause)
+        self._runs = TrialRuns(self.store, info, self.run_id, layout, found)
+        self._writer = Writer(self._runs.write, lambda: answers(self.store), self._runs.recall.has, pause, room)
+        self._writer.put(Opened())
         self._writer.start()
+
+    def describe(self, info: SweepInfo) -> None:
+        """The sweep has new trials. The store is told every few seconds, and of the last ones by `flush` or `close`."""
+        self.info, self._news = info, True
+        self._runs.describe(info)
+        if monotonic() - self._described > DESCRIBE_S:
+            self._tell()
 
     def start(self, trial: Trial) -> None:
         """A trial begins, or goes on."""
         self._open.add(trial.key)
+        for ends in (self._ended, self._stored):
+            ends.pop(trial.key, None)
         self._writer.put(started(trial))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -64,10 +91,12 @@ class MlflowSink:
     def finish(self, result: TrialResult) -> None:
         """A trial has ended; epochs which the store lacks are taken from the result."""
         self._open.discard(result.key)
+        self._ended[result.key] = result.status
         self._writer.put(result)
 
     def flush(self, timeout: float = 60.0) -> bool:
-        """Wait until everything is in the store; False when it is not after `timeout` seconds."""
+        """Wait until everything is in the store; False when nothing could be written for `timeout` seconds."""
+        self._tell()
         return self._writer.flush(timeout)
 
     @property
@@ -76,10 +105,8 @@ class MlflowSink:
         return self._writer.pending()
 
     def finished(self) -> set[str]:
-        """Keys of the trials, of any sweep, that the store has as finished or diverged."""
-        with self._refusals():
-            runs = [run for status in ENDED for run in search(self.store, tagged(names.TAG_STATUS, status))]
-        return {run.data.tags[names.TAG_KEY] for run in runs if run.info.status != "RUNNING"}
+        """Keys of the trials, of any sweep, that the store has as finished or diverged, or will have from this sink."""
+        return self._told(ENDED) | self._kept(ENDED)
 
     def close(self, timeout: float = 60.0) -> None:
         """Write what is left, for at most `timeout` seconds, and end the parent run.
@@ -92,17 +119,23 @@ class MlflowSink:
         if self._closed:
             return
         self._closed = True
-        for key in self._open:
+        self._tell()
+        for key in self._open | self._writer.problems.keys():
             self._writer.put(Interrupted(key))
         self._writer.stop(timeout)
         losses = self._losses()
         if losses:
+            with suppress(TrackingError):  # the losses are what is to be told
+                if answers(self.store):
+                    self._end("KILLED")
             raise TrackingError(losses)
-        if self._reported:
-            return
-        with self._refusals():
-            complete = {label.key for label in self.info.labels} <= self.finished()
-            self.store.client.set_terminated(self.run_id, "FINISHED" if complete else "KILLED")
+        self._end("FINISHED" if self._complete() else "KILLED")
+
+    def _end(self, status: str) -> None:
+        """End the parent run, unless its report has."""
+        if not self._reported:
+            with self._refusals():
+                self.store.client.set_terminated(self.run_id, status)
 
     def attach_report(self, folder: Path, table_markdown: str) -> None:
         """Keep a report with the sweep, whose run ends: the files as artifact `report`, the main table in its note.
@@ -116,14 +149,35 @@ class MlflowSink:
             self.store.client.set_terminated(self.run_id, "FINISHED")
         self._reported = True
 
+    def _tell(self) -> None:
+        """Have the store told of trials that it does not know yet."""
+        if self._news:
+            self._news, self._described = False, monotonic()
+            self._writer.put(Described(self.info))
+
+    def _told(self, states: Container[str]) -> set[str]:
+        """Trials whose end was told to this sink, and not refused."""
+        return {key for key, state in self._ended.items() if state in states} - self._writer.problems.keys()
+
+    def _kept(self, states: Container[str]) -> set[str]:
+        """Trials whose end the store had when this sink was opened, and that were not begun again."""
+        return {key for key, state in self._stored.items() if state in states and not self._runs.set_aside(key, state)}
+
+    def _complete(self) -> bool:
+        """Whether every trial of the sweep has ended. What was told is in the store by now."""
+        return {label.key for label in self.info.labels} <= self._told(SETTLED) | self._kept(SETTLED)
+
     def _parent(self) -> str:
         """The sweep's run: the one that is there, set running again, or a new one."""
         client = self.store.client
-        mine = " and ".join([tagged(names.TAG_KIND, "sweep"), tagged(names.TAG_SWEEP_KEY, self.info.key)])
-        found = [run for run in search(self.store, mine) if run.data.tags[names.TAG_SWEEP] == self.info.name]
-        if found:
-            client.update_run(found[0].info.run_id, status="RUNNING")
-            return found[0].info.run_id
+        sweeps = search(self.store, tagged(names.TAG_KIND, "sweep"))
+        # the newest of all, even if the clock was put back
+        self._begun = max([time(), *(begun(run) + 0.001 for run in sweeps)])
+        mine = (self.info.key, self.info.name)
+        for run in sweeps:
+            if (run.data.tags.get(names.TAG_SWEEP_KEY), run.data.tags[names.TAG_SWEEP]) == mine:
+                client.update_run(run.info.run_id, status="RUNNING")
+                return run.info.run_id
         return client.create_run(self.store.experiment, tags=self._tags(), run_name=self.info.name).info.run_id
 
     def _tags(self) -> dict[str, str]:
@@ -142,7 +196,7 @@ class MlflowSink:
         client = self.store.client
         client.log_text(self.run_id, self.info.model_dump_json(indent=1), names.PLAN_ARTIFACT)
         client.log_text(self.run_id, self.info.yaml, names.YAML_ARTIFACT)
-        client.log_batch(self.run_id, tags=[RunTag(TAG_BEGUN, f"{time():.3f}")])
+        client.log_batch(self.run_id, tags=[RunTag(TAG_BEGUN, f"{self._begun:.3f}")])
 
     def _losses(self) -> str:
         """What could not be logged, for a person; empty when all was."""
@@ -150,9 +204,10 @@ class MlflowSink:
         pending = self.pending
         if pending:
             count = "1 trial's records" if len(pending) == 1 else f"{len(pending)} trials' records"
+            state = "was too slow" if answers(self.store) else "does not answer"
             lines.append(
-                f"{shown(self.store.uri)} does not answer. {count} could not be logged; results are kept in "
-                f"runs/trials/*/result.json and will be logged by the next run of the same command."
+                f"{shown(self.store.uri)} {state}. {count} could not be logged; they are kept in "
+                f"runs/trials/*/result.json and runs/records, and will be logged by the next run of the same command."
             )
         for key, problem in self._writer.problems.items():
             title = next((label.title for label in self.info.labels if label.key == key), key)
@@ -164,14 +219,13 @@ class MlflowSink:
         try:
             yield
         except Exception as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise TrackingError(f"the tracking store {shown(self.store.uri)} refuses: {lines[0][:300]}") from error
+            raise refused(self.store.uri, error, self._layout) from error
 
 
 def note(info: SweepInfo, table: str) -> str:
     """The text that MLflow shows on a sweep's page, within MLflow's limit: whole lines are left out, never parts."""
     notes = "\n".join(f"- {line}" for line in info.notes)
-    text = "\n\n".join(part for part in (f"**{info.question}**", table.strip(), notes) if part)
+    text = "\n\n".join(part for part in (f"**{info.question}**" if info.question else "", table.strip(), notes) if part)
     if len(text) <= NOTE_LIMIT:
         return text
     rest = f"\n\n… The whole table is in the artifact `{names.REPORT_ARTIFACT}`."

@@ -14,12 +14,13 @@ from otkd.core.errors import OtkdError, TrackingError
 from otkd.core.layout import Layout
 from otkd.core.plugins import unknown
 from otkd.core.records import Label, SweepInfo
-from otkd.track.store import TAG_BEGUN, Store, connect, search, shown, tagged
+from otkd.track.history import points
+from otkd.track.store import Store, begun, connect, search, shown, tagged
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-STATES = ("finished", "diverged", "failed", "running")
+STATES = ("finished", "diverged", "pruned", "failed", "running")
 
 
 class TrialRow(NamedTuple):
@@ -29,7 +30,7 @@ class TrialRow(NamedTuple):
     run_id: str
     """Empty when the trial has no run."""
     status: str
-    """`finished`, `diverged`, `failed`, `running` or `missing` (not started, or interrupted)."""
+    """`finished`, `diverged`, `pruned`, `failed`, `running` or `missing` (not started, or interrupted)."""
     metrics: dict[str, float]
     """Last value of each metric."""
     params: dict[str, str]
@@ -80,20 +81,11 @@ def read_sweep(layout: Layout, name: str | None = None) -> SweepRecord:
 
 def histories(layout: Layout, record: SweepRecord, metric: str) -> dict[str, list[tuple[int, float]]]:
     """Trial key → (epoch, value) in order, for every trial that has the metric."""
-    store = connect(layout, create=False)
-    found = {}
-    for row in record.trials:
-        if metric in row.metrics:
-            steps: dict[int, float] = {}
-            for point in store.client.get_metric_history(row.run_id, metric):
-                steps.setdefault(point.step, number(point.value))
-            found[row.label.key] = sorted(steps.items())
-    return found
-
-
-def begun(run: Run) -> float:
-    """When a sweep was last begun, in seconds since 1970."""
-    return float(run.data.tags.get(TAG_BEGUN, run.info.start_time / 1000))
+    keys = {row.run_id: row.label.key for row in record.trials if metric in row.metrics}
+    found: dict[str, dict[int, float]] = {key: {} for key in keys.values()}
+    for point in points(connect(layout, create=False), list(keys), metric):
+        found[keys[point.run_id]].setdefault(point.step, number(point.value))
+    return {key: sorted(steps.items()) for key, steps in found.items()}
 
 
 def number(value: float) -> float:
@@ -122,7 +114,7 @@ def _row(label: Label, runs: list[Run]) -> TrialRow:
     if not runs:
         return TrialRow(label, "", "missing", {}, {}, {})
     status, run = min(((_status(run), run) for run in runs), key=lambda pair: (*STATES, "missing").index(pair[0]))
-    metrics = {name: number(value) for name, value in run.data.metrics.items()}
+    metrics = {name.removeprefix(names.SEARCHED): number(value) for name, value in run.data.metrics.items()}
     return TrialRow(label, run.info.run_id, status, metrics, dict(run.data.params), dict(run.data.tags))
 
 

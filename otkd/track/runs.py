@@ -1,47 +1,51 @@
 """Trials as MLflow runs: one run per trial key, and every step may be repeated at will.
 
 A trial that diverged or failed ends with MLflow's status FAILED, so that no list of finished runs holds it; the tag
-`otkd.status` says which of the two it was, and `otkd.reason` why. A trial cut short by the end of its driver has the
-status KILLED until the same sweep goes on with it.
+`otkd.status` says which of the two it was, and `otkd.reason` why. A trial that a search stopped early ends FINISHED,
+with `pruned` in the tag. One cut short by the end of its driver has the status KILLED until a sweep goes on with it.
+
+What a trial says is written in two steps: figures (metrics, parameters, tags), in as few calls as MLflow allows; then,
+when no figures of any trial wait any more, the files, and the end of the run. A driver that is killed between the two
+leaves the run RUNNING, which tells the next one to do the second step again: tags of a run count once it has ended.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import time
-from typing import Any
 
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Param, Run, RunTag
 
 from otkd.core import names
+from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, Label, SweepInfo, TrialResult
-from otkd.core.trial import Trial, digest
-from otkd.track.picture import heat_maps
-from otkd.track.store import Store, search, tagged
-from otkd.track.weights import log_student
-from otkd.track.writer import Event, Interrupted, Started
-
-ENDED = ("finished", "diverged")
-"""States after which a trial is not run again."""
-
-METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+from otkd.core.trial import Trial
+from otkd.track.entities import OF_A_KIND, Load, closing_tags, epoch_load, figures_load, loads, marker, millis, settings
+from otkd.track.events import SWEEP, Described, Event, Interrupted, Opened, Started, Written
+from otkd.track.extras import attach, note_of
+from otkd.track.found import ENDED, SETTLED, Found, as_found
+from otkd.track.notes import NOTE
+from otkd.track.recall import Recall
+from otkd.track.store import Store, own, repository, search, tagged
 
 
 @dataclass
 class TrialRun:
-    """What is known of one trial's run."""
+    """What is known of a run that this process writes to."""
 
     id: str
+    place: str = ""
+    """Address of its files."""
     ended: bool = False
     fresh: bool = True
     """Made by this process, so that nothing is in it which this process did not write."""
-    params: dict[str, str] = field(default_factory=dict)
+    params: set[str] = field(default_factory=set)
+    tags: dict[str, str] = field(default_factory=dict)
     epochs: dict[str, set[int]] = field(default_factory=dict)
     """Metric → steps that the store has of it."""
 
@@ -51,93 +55,193 @@ class TrialRuns:
 
     Args:
         parent: run id of the sweep.
+        found: runs that the store has of trials, of this sweep and others.
     """
 
-    def __init__(self, store: Store, info: SweepInfo, parent: str, layout: Layout) -> None:
-        self.store, self.info, self.parent, self.layout = store, info, parent, layout
-        self.labels = {label.key: label for label in info.labels}
-        self.runs: dict[str, TrialRun] = {}
-        self.trials: dict[str, Trial] = {}
+    def __init__(self, store: Store, info: SweepInfo, parent: str, layout: Layout, found: Mapping[str, Found]) -> None:
+        self.store, self.parent, self.layout = store, parent, layout
+        self.recall = Recall(layout, info.name)
+        self._earlier = self.recall.journal.trials()
+        """Trials of which there were epochs before this process."""
+        self._found = dict(found)
+        self._runs: dict[str, TrialRun] = {}
+        self._trials: dict[str, Trial] = {}
+        self._ending: dict[str, tuple[str, float]] = {}
+        """Trial whose run is to be ended → how and when the trial ended."""
+        self._asked: set[str] = set()
+        """Trials for which a run was asked for."""
+        self.describe(info)
 
-    def write(self, events: Sequence[Event]) -> None:
-        """Write events of one trial: epochs together, everything else alone."""
-        first = events[0]
-        if isinstance(first, Started):
-            self.start(first)
-        elif isinstance(first, TrialResult):
-            self.finish(first)
-        elif isinstance(first, Interrupted):
-            self.interrupt(first.key)
-        else:
-            self.epochs(first.key, [event for event in events if isinstance(event, EpochRecord)])
+    def describe(self, info: SweepInfo) -> None:
+        """Know the trials of a sweep by their labels; may be called from another thread than `write`."""
+        self.info, self.labels = info, {label.key: label for label in info.labels}
 
-    def start(self, event: Started) -> None:
-        """Make the trial's run, or go on with the one that is there."""
-        self.trials[event.key] = event.trial
-        run = self._run(event.key, event.time)
+    def write(self, events: Sequence[Event]) -> Event | None:
+        """Write events of one trial, or of the sweep, in order. Returns what may wait until nothing else does.
+
+        Raises:
+            TrackingError: the run's files cannot be written, or epochs cannot be read back.
+            Exception: whatever MLflow raises when the store is away.
+        """
+        if events[0].key == SWEEP:
+            self._sweep(events)
+            return None
+        later: Event | None = None
+        for part in parts(events):
+            end = part[-1]
+            if isinstance(end, Written):
+                self._end(end, part)
+            else:
+                later = self._figures(part, end) or later
+        return later
+
+    def _sweep(self, events: Sequence[Event]) -> None:
+        if any(isinstance(event, Opened) for event in events):
+            self._repair()
+            for key in self._earlier:
+                self._complete(key)
+        described = [event.info for event in events if isinstance(event, Described)]
+        if described:
+            self.store.client.log_text(self.parent, described[-1].model_dump_json(indent=1), names.PLAN_ARTIFACT)
+
+    def _repair(self) -> None:
+        """End runs that say RUNNING though nobody trains them: the lock on `runs/` is ours, and we have begun nothing.
+
+        In a store that others may use as well, only runs of this sweep are known to be nobody's.
+        """
+        for run in search(self.store, "attributes.status = 'RUNNING'"):
+            tags = run.data.tags
+            mine = (tags.get(names.TAG_SWEEP_KEY), tags.get(names.TAG_SWEEP)) == (self.info.key, self.info.name)
+            if names.TAG_KIND in tags and run.info.run_id != self.parent and (mine or own(self.store, self.layout)):
+                self._cut_short(run.info.run_id, self._last_seen(tags.get(names.TAG_KEY, "")))
+
+    def _last_seen(self, key: str) -> float | None:
+        return max((record.time for record in self.recall.journal.epochs(key)), default=None)
+
+    def _complete(self, key: str) -> None:
+        """Write epochs of an unfinished trial that the journal has and its run lacks; the state of the run stays."""
+        found = self._found.get(key) or self._half_made(key)
+        if key not in self.labels or self.layout.trial(key).done or (found and found.state in SETTLED):
+            return
+        records = self.recall.journal.epochs(key)
+        if not records:  # its lines are damaged
+            return
+        run = _opened(self.store.client.get_run(found.id)) if found else self._create(key, records[0].time, {})
+        self._log(run, self._new(run, records))
+        if key not in self._found:
+            self._cut_short(run.id, records[-1].time)
+            self._found[key] = Found(run.id, "")
+
+    def _figures(self, part: Sequence[Event], end: Event) -> Event | None:
+        """Write a trial's parameters, epochs and results as far as its run lacks them."""
+        key = end.key
+        self._trials |= {event.key: event.trial for event in part if isinstance(event, Started)}
+        if isinstance(end, TrialResult):
+            return self._finish(part, end)
+        run = self._run(key, began(part[0]), {})
         if not run.ended:
-            self._params(run, event.trial)
+            self._log(run, [*self._params(run, key), *self._new(run, self.recall.records(part))])
+        if isinstance(end, Interrupted) and (not run.ended or key in self._ending):
+            self._cut_short(run.id)
+            self._forget(run, key, "")
+        return None
 
-    def epochs(self, key: str, records: Iterable[EpochRecord]) -> None:
-        """Write the epochs that the run does not have yet."""
-        records = tuple(records)
-        if not records:
-            return
-        run = self._run(key, records[0].time)
+    def _finish(self, part: Sequence[Event], result: TrialResult) -> Written | None:
+        key = result.key
+        whole = self.recall.whole(part, result)
+        tags = closing_tags(whole) | self._note(whole)
+        run = self._run(key, began(part[0]), tags)
         if run.ended:
-            return
-        new = {(r.stage, r.epoch): r for r in reversed(records) if r.metrics and not self._has(run, r)}
-        for batch in batches(list(reversed(new.values()))):
-            self.store.client.log_batch(run.id, metrics=[metric for r in batch for metric in metrics_of(r)])
-            for record in batch:
-                run.epochs[marker(record)].add(record.epoch)
+            return None
+        records = [*(event for event in part if isinstance(event, EpochRecord)), *whole.epochs]
+        new = {name: value for name, value in tags.items() if run.tags.get(name) != value}
+        pieces = [*self._params(run, key), *self._new(run, records), figures_load(whole, self.labels.get(key))]
+        self._log(run, [*pieces, Load(tags=[RunTag(name, value) for name, value in new.items()])])
+        self._forget(run, key, result.status)
+        self._ending[key] = (result.status, result.ended)
+        return Written(key, whole, run.id, run.place)
 
-    def finish(self, result: TrialResult) -> None:
-        """Write all that the run does not have yet, and end it. A run that has ended stays as it is."""
-        run = self._run(result.key, result.started)
-        if run.ended:
-            return
+    def _note(self, result: TrialResult) -> dict[str, str]:
         trial = self._trial(result.key)
+        note = trial and note_of(self.store, trial, result, self.labels.get(result.key), self.parent)
+        return {NOTE: note} if note else {}
+
+    def _end(self, written: Written, part: Sequence[Event]) -> None:
+        """Write a trial's files and end its run, unless somebody has gone on with it since."""
+        key, result = written.key, self.recall.whole(part, written.result)
+        if self._ending.get(key) != (result.status, result.ended):
+            return
+        with self._files():
+            self._keep(written, result)
+        status = "FINISHED" if result.status in ("finished", "pruned") else "FAILED"
+        self.store.client.set_terminated(written.run_id, status, end_time=millis(result.ended))
+        self._ending.pop(key)
+        self._trials.pop(key, None)
+
+    def _keep(self, written: Written, result: TrialResult) -> None:
+        """A run's files; the result's comes first: all else can be made of it."""
+        key = written.key
+        files, trial = repository(self.store, written.place), self._trial(key)
+        with tempfile.TemporaryDirectory(prefix="otkd-result-") as folder:
+            file = Path(folder, "result.json")
+            file.write_text(result.model_dump_json(indent=1), encoding="utf-8")
+            files.log_artifact(str(file))
         if trial is not None:
-            self._params(run, trial)
-            self._dataset(run, trial)
-        self.epochs(result.key, result.epochs)
-        self._results(run, result)
-        if trial is not None and trial.teacher is not None and result.status == "finished":
-            self._model(run, trial)
-            self._pictures(run, result.key)
-        status = "FINISHED" if result.status == "finished" else "FAILED"
-        self.store.client.set_terminated(run.id, status, end_time=millis(result.ended))
-        run.ended = result.status in ENDED
-        if not run.ended:
-            del self.runs[result.key]  # a retry opens it again
+            label, folder_of = self.labels.get(key), self.layout.trial(key)
+            attach(self.store, written.run_id, files, trial, result, label, folder_of)
 
-    def interrupt(self, key: str) -> None:
-        """Mark a run that is under way as cut short."""
-        run = self._run(key, time())
-        if not run.ended:
-            self.store.client.set_tag(run.id, names.TAG_STATUS, "interrupted")
-            self.store.client.set_terminated(run.id, "KILLED")
-            del self.runs[key]  # whoever goes on with it opens it again
+    def _forget(self, run: TrialRun, key: str, state: str) -> None:
+        """Keep of a run that has ended only this; one that may be gone on with is looked at again."""
+        if state in ENDED:
+            self._runs[key] = TrialRun(run.id, ended=True)
+        else:
+            self._runs.pop(key, None)
+            self._found[key] = Found(run.id, state)
 
-    def _run(self, key: str, started: float) -> TrialRun:
-        if key not in self.runs:
-            found = search(self.store, tagged(names.TAG_KEY, key))
-            self.runs[key] = self._reopen(best(found)) if found else self._create(key, started)
-        return self.runs[key]
+    def _log(self, run: TrialRun, pieces: Iterable[Load]) -> None:
+        for load in loads(pieces):
+            self.store.client.log_batch(run.id, metrics=load.metrics, params=load.params, tags=load.tags)
+            run.params |= {param.key for param in load.params}
+            for name, epoch in load.marks:
+                run.epochs.setdefault(name, set()).add(epoch)
 
-    def _create(self, key: str, started: float) -> TrialRun:
+    def _run(self, key: str, started: float, closing: Mapping[str, str]) -> TrialRun:
+        """The trial's run, set running unless it has ended; a new one when there is none.
+
+        Args:
+            closing: tags of a trial that has ended already; a new run gets them at once.
+        """
+        if key not in self._runs:
+            found = self._found.get(key) or self._half_made(key)
+            self._ending.pop(key, None)
+            self._runs[key] = self._reopen(key, found) if found else self._create(key, started, closing)
+        return self._runs[key]
+
+    def _half_made(self, key: str) -> Found | None:
+        """A run that the store made just before it went away, so that nobody was told."""
+        if key not in self._asked:
+            self._asked.add(key)
+            return None
+        runs = search(self.store, tagged(names.TAG_KEY, key))
+        return as_found(runs[0]) if runs else None
+
+    def _create(self, key: str, started: float, closing: Mapping[str, str]) -> TrialRun:
         label = self.labels.get(key)
-        run = self.store.client.create_run(
-            self.store.experiment, millis(started), self._tags(key, label), run_name=label.title if label else key
-        )
-        return TrialRun(run.info.run_id)
+        tags = {**self._tags(key, label), **closing}
+        title = label.title if label else key
+        run = self.store.client.create_run(self.store.experiment, millis(started), tags, run_name=title)
+        return TrialRun(run.info.run_id, run.info.artifact_uri, tags=tags)
 
-    def _reopen(self, run: Run) -> TrialRun:
-        ended = run.data.tags.get(names.TAG_STATUS) in ENDED and run.info.status in ("FINISHED", "FAILED")
-        if not ended:
-            self._revive(run)
-        return TrialRun(run.info.run_id, ended, fresh=False, params=dict(run.data.params))
+    def _reopen(self, key: str, found: Found) -> TrialRun:
+        if found.state in ENDED and not self.set_aside(key, found.state):
+            return TrialRun(found.id, ended=True)
+        run = self.store.client.get_run(found.id)
+        self._revive(run)
+        return _opened(run)
+
+    def set_aside(self, key: str, state: str) -> bool:
+        """Whether a trial's end is a divergence after which it was, or is to be, trained again."""
+        return state == "diverged" and self.layout.trial(key).set_aside.exists()
 
     def _revive(self, run: Run) -> None:
         """Set a run running, and take back what its last attempt ended with."""
@@ -148,7 +252,13 @@ class TrialRuns:
         if run.info.status != "RUNNING":
             self.store.client.update_run(run.info.run_id, status="RUNNING")
 
+    def _cut_short(self, run_id: str, ended: float | None = None) -> None:
+        """End a run whose trial has not ended; the state comes last, so that half of this is done again."""
+        self.store.client.set_tag(run_id, names.TAG_STATUS, "interrupted")
+        self.store.client.set_terminated(run_id, "KILLED", end_time=millis(time() if ended is None else ended))
+
     def _tags(self, key: str, label: Label | None) -> dict[str, str]:
+        trial = self._trial(key)
         tags = {
             names.TAG_KEY: key,
             names.TAG_KIND: label.role if label else "student",
@@ -157,6 +267,7 @@ class TrialRuns:
             names.TAG_SWEEP_KEY: self.info.key,
             names.TAG_PROFILE: self.info.profile,
             names.TAG_DATA: self.info.dataset,
+            names.TAG_COHORT: trial.cohort if trial else "",
             "mlflow.parentRunId": self.parent,
             "mlflow.source.name": "otkd",
         }
@@ -164,54 +275,30 @@ class TrialRuns:
             tags |= {names.TAG_PAIR: label.pair, names.TAG_METHOD: label.method, names.TAG_SEED: str(label.seed)}
         return {name: value for name, value in tags.items() if value}
 
-    def _params(self, run: TrialRun, trial: Trial) -> None:
-        params = {safe(path): value for path, value in flat(trial.model_dump(mode="json"))}
-        new = [Param(name, value[:6000]) for name, value in params.items() if name not in run.params]
-        for i in range(0, len(new), PARAMS_PER_BATCH):
-            self.store.client.log_batch(run.id, params=new[i : i + PARAMS_PER_BATCH])
-        run.params |= params
-        if new:
-            self.store.client.set_tag(run.id, names.TAG_COHORT, trial.cohort)
-
-    def _dataset(self, run: TrialRun, trial: Trial) -> None:
-        data = trial.data.model_dump(mode="json")
-        source = CodeDatasetSource({"otkd": json.dumps(data, sort_keys=True)})
-        facts = MetaDataset(source, name=trial.data.name, digest=digest(data)).to_dict()
-        context = InputTag("mlflow.data.context", "training")
-        self.store.client.log_inputs(run.id, [DatasetInput(Dataset(**facts), [context])])
-
-    def _results(self, run: TrialRun, result: TrialResult) -> None:
-        step = max((r.epoch for r in result.epochs if r.stage == "train"), default=0)
-        tags = {names.TAG_PROVENANCE + safe(name): value for name, value in result.provenance.items()}
-        tags |= {names.TAG_STATUS: result.status, names.TAG_REASON: result.reason}
-        tags |= {"mlflow.source.git.commit": result.provenance.get("commit", "")}
-        self.store.client.log_text(run.id, result.model_dump_json(indent=1), "result.json")
-        self.store.client.log_batch(
-            run.id,
-            metrics=[Metric(safe(name), value, millis(result.ended), step) for name, value in result.metrics.items()],
-            tags=[RunTag(name, value[:8000]) for name, value in tags.items() if value],
-        )
-
-    def _model(self, run: TrialRun, trial: Trial) -> None:
-        weights = self.layout.trial(trial.key).last
-        if weights.exists():
-            log_student(self.store, run.id, trial, weights)
-
-    def _pictures(self, run: TrialRun, key: str) -> None:
-        file = self.layout.trial(key).snapshots
-        if not file.exists():
-            return
-        text = file.read_text(encoding="utf-8")
-        self.store.client.log_text(run.id, text, file.name)
-        for name, figure in heat_maps(text, key):
-            self.store.client.log_figure(run.id, figure, f"{safe(name).replace('/', '-')}.png")
+    def _params(self, run: TrialRun, key: str) -> Iterator[Load]:
+        """What the run lacks of a trial's settings."""
+        trial = self._trial(key)
+        known = settings(trial) if trial else {}
+        params = [Param(name, value) for name, value in known.items() if name not in run.params]
+        for i in range(0, len(params), OF_A_KIND):
+            yield Load(params=params[i : i + OF_A_KIND])
 
     def _trial(self, key: str) -> Trial | None:
         """The trial as it was started, or as its folder tells."""
-        file = self.layout.trial(key).trial
-        if key not in self.trials and file.exists():
-            self.trials[key] = Trial.model_validate_json(file.read_text(encoding="utf-8"))
-        return self.trials.get(key)
+        if key not in self._trials:
+            trial = self.recall.trial(key)
+            if trial is None:
+                return None
+            self._trials[key] = trial
+        return self._trials[key]
+
+    def _new(self, run: TrialRun, records: Iterable[EpochRecord]) -> list[Load]:
+        """Epochs that the run does not have yet; of an epoch that came twice, the first."""
+        first: dict[tuple[str, int], EpochRecord] = {}
+        for record in records:
+            if record.metrics and not self._has(run, record):
+                first.setdefault((record.stage, record.epoch), record)
+        return [epoch_load(record) for record in first.values()]
 
     def _has(self, run: TrialRun, record: EpochRecord) -> bool:
         name = marker(record)
@@ -220,57 +307,40 @@ class TrialRuns:
             run.epochs[name] = {metric.step for metric in history}
         return record.epoch in run.epochs[name]
 
-
-def best(runs: Sequence[Run]) -> Run:
-    """The run that counts where a trial has several (two drivers at once): an ended one, else the newest."""
-    return next((run for run in runs if run.data.tags.get(names.TAG_STATUS) in ENDED), runs[0])
-
-
-def marker(record: EpochRecord) -> str:
-    """The metric whose history tells which epochs a run has: a record is written whole, so any of it will do."""
-    return metric_name(record.stage, min(record.metrics))
-
-
-def metrics_of(record: EpochRecord) -> list[Metric]:
-    """A record as MLflow metrics, with the time at which its epoch ended."""
-    return [
-        Metric(metric_name(record.stage, name), value, millis(record.time), record.epoch)
-        for name, value in record.metrics.items()
-    ]
+    @contextmanager
+    def _files(self) -> Iterator[None]:
+        """Errors of the artifact store, with the way out."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            place = self.store.client.get_experiment(self.store.experiment).artifact_location
+            raise TrackingError(
+                f"its figures are logged, but its files cannot be written to {place}: {reason}. Let this account write "
+                f"there, and run the same command again: nothing is trained again."
+            ) from error
 
 
-def metric_name(stage: str, name: str) -> str:
-    """Names of the training proper stay; those of a stage before it get its name in front."""
-    return safe(name if stage == "train" else f"{stage}/{name}")
+def _opened(run: Run) -> TrialRun:
+    """A run that somebody else has begun; tags that change while it goes on are taken as unknown."""
+    tags = {name: value for name, value in run.data.tags.items() if name not in (names.TAG_STATUS, names.TAG_REASON)}
+    return TrialRun(run.info.run_id, run.info.artifact_uri, fresh=False, params=set(run.data.params), tags=tags)
 
 
-def batches(records: Sequence[EpochRecord]) -> Iterator[list[EpochRecord]]:
-    """Records in batches that MLflow takes at once, none of them split."""
-    batch: list[EpochRecord] = []
-    size = 0
-    for record in records:
-        if batch and size + len(record.metrics) > METRICS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += len(record.metrics)
-    if batch:
-        yield batch
+def parts(events: Sequence[Event]) -> Iterator[list[Event]]:
+    """A trial's events, cut behind each end that it came to."""
+    part: list[Event] = []
+    for event in events:
+        part.append(event)
+        if isinstance(event, TrialResult | Interrupted | Written):
+            yield part
+            part = []
+    if part:
+        yield part
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as dotted path → text; what is not text is written as JSON."""
-    for name, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from flat(item, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-
-
-def safe(name: str) -> str:
-    """A name with MLflow's alphabet and length."""
-    return re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)[:250]
-
-
-def millis(seconds: float) -> int:
-    return int(seconds * 1000)
+def began(event: Event) -> float:
+    """When a run began whose first news is this."""
+    if isinstance(event, TrialResult):
+        return event.started
+    return event.time if isinstance(event, Started | EpochRecord) else time()

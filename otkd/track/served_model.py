@@ -1,4 +1,4 @@
-"""The code of a student kept in MLflow; MLflow copies this file beside the weights and runs it to load the model.
+"""The code of a network kept in MLflow; MLflow copies this file beside the weights and runs it to load the model.
 
 `predict` takes images as they are stored: uint8, (N, C, H, W), 0 to 255. It scales and normalises them as training did,
 and returns logits, float32, (N, K). Loading needs otkd and torch installed; weights are read with `weights_only=True`.

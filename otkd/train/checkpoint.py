@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"there are no weights at {path}; train that network first.") from None
     except Exception as error:
-        way_out = "delete its folder to train it again."
+        broken = path.parent if TrialDir(path.parent).done else path
+        way_out = f"delete {broken}, and the next `otkd sweep` makes it again."
         raise CheckpointError(f"{path} cannot be read ({first_line(error)}); {way_out}") from error
     return weights
 
@@ -79,4 +81,5 @@ def _write(state: dict[str, Any], path: Path) -> None:
 
 def first_line(error: Exception) -> str:
     """The beginning of an error's message, for one of ours."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(line, 120, placeholder=" …")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from otkd.core.errors import OtkdError
 
@@ -74,6 +75,17 @@ def keep_freed_memory(most: int = 2**30) -> None:
         return
     for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         library.mallopt(setting, most)
+
+
+def compile_network(network: nn.Module) -> None:
+    """Have a network compiled at its first forward; names and weights stay as they are, numbers but for rounding.
+
+    Dropout draws what it would draw uncompiled.
+    """
+    from torch._inductor import config  # which takes seconds
+
+    config.fallback_random = True
+    network.compile()
 
 
 def describe(device: torch.device) -> str:

@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,18 +25,23 @@ from otkd.core.errors import StorageError, TrialError
 from otkd.core.layout import Layout, write_text
 from otkd.core.output import Batch, ModelOutput
 from otkd.core.records import EpochRecord, FanOut, MetricSink, Picture, Pictures, TrialResult
+from otkd.core.storage import Mirror
 from otkd.core.trial import Data, Dot, Trial
 from otkd.data.batches import Batches
 from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
+from otkd.train.confusion import Counts
 from otkd.train.device import Stopwatch, autocast_dtype, keep_freed_memory, peak_mib, pick
 from otkd.train.distributed import Group, GroupError
 from otkd.train.evaluate import EVAL_BATCH, evaluate
 from otkd.train.measure import compression
 from otkd.train.provenance import provenance
+from otkd.train.pulse import DeadlineError, Pulse, PulsedBatches, Stopped
 from otkd.train.student import Student
+from otkd.train.system import SystemMonitor
 from otkd.train.teacher import Teacher
+from otkd.train.weights import place
 
 log = logging.getLogger("otkd")
 
@@ -66,6 +71,14 @@ class Environment:
     """Processes that decode images, where these are streamed."""
     checkpoint_s: float = 15.0
     """Seconds of training between checkpoints."""
+    compiled: bool = False
+    """Whether networks are compiled (`torch.compile`)."""
+    mirror: Mirror = field(default_factory=Mirror)
+    """Where trials' folders are kept besides; by default nowhere."""
+    heed_stop: bool = False
+    """Whether to save and stop when the file `layout.stop` is there."""
+    deadline_s: float | None = None
+    """The most seconds of training that a trial may take, as its record counts them (`time/wall_s`); None for any."""
 
 
 def fit(trials: Sequence[Trial], sink: MetricSink, environment: Environment | None = None) -> list[TrialResult]:
@@ -77,15 +90,15 @@ def fit(trials: Sequence[Trial], sink: MetricSink, environment: Environment | No
         environment: where and how.
 
     Returns:
-        Results in the order of `trials`.
+        Results in the order of `trials`; those that were stopped on the way have none.
 
     Raises:
         OtkdError: the trials are no cohort, the teacher is missing, the data cannot be read, the disk is full.
     """
     trainer = CohortTrainer(trials, sink, environment or Environment())
-    while not trainer.done:
+    while not (trainer.done or trainer.stopped):
         trainer.step()
-    return [trainer.results[trial.key] for trial in trials]
+    return [trainer.results[trial.key] for trial in trials if trial.key in trainer.results]
 
 
 def fetch(data: Data, environment: Environment) -> None:
@@ -117,16 +130,32 @@ class CohortTrainer:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.dtype = autocast_dtype(trials[0].train.precision, self.device)
         self.results: dict[str, TrialResult] = {}
+        self.stopped = False
+        """Whether it was asked to stop, and has saved; nothing more is to be done with it."""
+        self.students: list[Student] = []
+        self._under_way: list[Student] = []
+        self._smaller: list[tuple[Trial, int]] = []
+        """Trials that need smaller parts of a batch, and how many."""
+        self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
+        self.pulse = Pulse(
+            self.group, self.layout.stop if environment.heed_stop else None, partial(self._signs, trials)
+        )
+        try:
+            self._get_ready(trials)
+        except Stopped:
+            self.students, self.stopped = [], True
+
+    def _get_ready(self, trials: Sequence[Trial]) -> None:
+        """Everything before the first step."""
         first = trials[0]
-        self.splits = prepare(first.data, data_dir=environment.data_dir, cache_dir=self.layout.cache)
+        self._forget_failures(trials)
+        self.splits = prepare(first.data, data_dir=self.environment.data_dir, cache_dir=self.layout.cache)
         self.train = self._batches(first, "train")
         self.val = self._batches(first, "val") if self.splits.val is not None else None
         self.test = self._batches(first, "test")
-        self.teacher = (
-            Teacher(first.teacher, self.layout, self.splits, self.device, self.dtype) if first.teacher else None
-        )
+        self._fetch(trials)
+        self.teacher = self._teacher(first.teacher) if first.teacher else None
         self._look_at_test_images()
-        self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
         self._image_2CHW = next(self.test.ordered(2, whole=True)).image
         self._out_t = self.teacher(self._image_2CHW) if self.teacher else None
         self.students = [student for trial in trials if (student := self._enter(trial)) is not None]
@@ -136,44 +165,58 @@ class CohortTrainer:
         for student in [student for student in self.students if student.done]:  # with weights that are only measured
             with self._contained(student):
                 self._end(student)
-        self._under_way: list[Student] = []
-        self._smaller: list[tuple[Trial, int]] = []
-        """Trials that need smaller parts of a batch, and how many."""
+        self._monitor = SystemMonitor(self.device)
         self._saved, self._save_s = time.monotonic(), 0.0
 
     @property
     def done(self) -> bool:
         """Every member has ended."""
-        return not self.students and not self._smaller
+        return not (self.students or self._smaller or self.stopped)
 
     def step(self) -> list[EpochRecord]:
-        """Train to the end of an epoch those members that are furthest behind; all, unless some have a stage before."""
+        """Train to the end of an epoch those members that are furthest behind; all, unless some have a stage before.
+
+        Where somebody asks to stop, it breaks off after the batch, saves, and is `stopped`.
+        """
+        records: list[EpochRecord] = []
+        try:
+            if not self.stopped:
+                self._step(records)
+        except Stopped:
+            self.save()
+            self.stopped = True
+        return records
+
+    def _step(self, records: list[EpochRecord]) -> None:
         tick, begun = min(student.place for student in self.students)
         members = [student for student in self.students if student.place == (tick, begun)]
         self._train_epoch(tick, begun, members)
-        shared = self._teacher_clock.read(), self._data_clock.read()
-        records = []
+        shared = self._shared_s()
+        system = self._monitor.read()
         for student in self._alive(members):
             with self._contained(student):
-                records.append(self._close_epoch(student, *shared))
+                records.append(self._close_epoch(student, *shared, system))
+                self._under_way.remove(student)
                 self.sink.epoch(records[-1])
+        self._under_way = []
         for student in members:
             with self._contained(student):
                 self._end(student)
         del members
-        self._begin_smaller()
+        with self.pulse.deferring():  # what has not been prepared is not to be saved
+            self._begin_smaller()
         self._save_by_the_clock()
-        return records
 
     def save(self) -> None:
         """Write a checkpoint of every member that is still in training."""
         if not self.leads:
             return
         begin = time.monotonic()
-        shared = self._teacher_clock.total(), self._data_clock.total()
+        shared = self._shared_s()
         for student in self.students:
             if not student.problem:  # a diverged one is about to end
                 student.save(shared if student in self._under_way else (0.0, 0.0))
+                self.environment.mirror.keep(student.folder)
         self._saved = time.monotonic()
         self._save_s = self._saved - begin
 
@@ -181,9 +224,49 @@ class CohortTrainer:
         """A checkpoint, unless the last one is recent, or checkpoints would take more than a share of the time."""
         if time.monotonic() - self._saved >= max(self.environment.checkpoint_s, self._save_s / SAVING):
             self.save()
+            self._end_the_late()
+
+    def _end_the_late(self) -> None:
+        """End members that have trained for too long; they have just been saved."""
+        if self.environment.deadline_s is None or not self.leads:
+            return
+        for student in list(self.students):
+            with self._contained(student):
+                self._expect_in_time(student, self.environment.deadline_s)
+
+    def _expect_in_time(self, student: Student, most: float) -> None:
+        so_far = self._trained_s(student)
+        if so_far > most:
+            raise DeadlineError(
+                f"it has trained for {so_far / 3600:.3g} h, and may for {most / 3600:.3g} h (resources.deadline_h). "
+                "With more, and --retry-failed, it goes on from its checkpoint."
+            )
+
+    def _trained_s(self, student: Student) -> float:
+        """Seconds that a member has trained so far, had it trained alone."""
+        shared = self._shared_s() if student in self._under_way else (0.0, 0.0)
+        spent = (student.clock.total(), *shared)
+        own_s, teacher_s, data_s = (sum(pair) for pair in zip(student.running.seconds, spent, strict=True))
+        epochs_s = sum(record.metrics[names.EPOCH_S] for record in student.history)
+        return student.prepare_s + epochs_s + own_s + data_s + (teacher_s if student.needs_teacher else 0.0)
+
+    def _shared_s(self) -> tuple[float, float]:
+        """Seconds of the teacher and of the data in the epoch under way."""
+        return self._teacher_clock.total(), self._data_clock.total()
+
+    def _signs(self, trials: Sequence[Trial]) -> list[Path]:
+        """What shows that those trials make progress which have not ended."""
+        return [self.layout.trial(trial.key).pulse for trial in trials if trial.key not in self.results]
+
+    def _forget_failures(self, trials: Sequence[Trial]) -> None:
+        """What failed before is tried again, unless somebody asks to stop first."""
+        self.pulse.beat()
+        for trial in trials if self.leads else ():
+            self.layout.trial(trial.key).failed.unlink(missing_ok=True)
 
     def _batches(self, trial: Trial, split: str) -> Batches:
-        return Batches(
+        return PulsedBatches(
+            self.pulse,
             getattr(self.splits, split),
             self.splits.card,
             augment=trial.data.augment,
@@ -194,6 +277,18 @@ class CohortTrainer:
             skip=trial.data.skip,
             shard=self.group.shard,
         )
+
+    def _fetch(self, trials: Sequence[Trial]) -> None:
+        """Get what the storage has of the trials, of their teacher, and of weights from outside."""
+        mirror, first = self.environment.mirror, trials[0]
+        for trial in (*trials, *([first.teacher] if first.teacher else [])):
+            mirror.fetch(self.layout.trial(trial.key))
+        if first.student.weights is not None:
+            mirror.fetch_weights(place(self.layout, first.student, self.splits.card))
+
+    def _teacher(self, trial: Trial) -> Teacher:
+        compiled = self.environment.compiled
+        return Teacher(trial, self.layout, self.splits, self.device, self.dtype, compiled=compiled)
 
     def _look_at_test_images(self) -> None:
         """Images on disk may be unreadable: better to hear of it now than after the last epoch."""
@@ -217,6 +312,7 @@ class CohortTrainer:
             self.results[trial.key] = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
             return None
         if self.leads:
+            folder.failed.unlink(missing_ok=True)  # a storage may have kept it
             write_text(folder.trial, trial.model_dump_json(indent=1))
         self.sink.start(trial)
         try:
@@ -229,6 +325,7 @@ class CohortTrainer:
                 dtype=self.dtype,
                 group=self.group,
                 parts=parts,
+                compiled=self.environment.compiled,
             )
         except Exception as error:
             self._fail(trial, error, (), time.time())
@@ -267,7 +364,9 @@ class CohortTrainer:
         """Train the batches of an epoch but for those that were trained before an interruption."""
         for student in members:
             student.begin_epoch()
-        self._under_way = members
+        self._under_way = list(members)
+        self._teacher_clock.read()
+        self._data_clock.read()
         steps = len(self.train)
         batches = iter(self.train.epoch(tick, start=begun))
         while True:
@@ -277,7 +376,7 @@ class CohortTrainer:
                 break
             self._train_batch(batch, alive, steps)
             self._save_by_the_clock()
-        self._under_way = []
+            self.pulse.beat(step=True)
 
     def _train_batch(self, batch: Batch, members: list[Student], steps: int) -> None:
         out_t = None
@@ -325,7 +424,9 @@ class CohortTrainer:
     def _alive(self, members: list[Student]) -> list[Student]:
         return [student for student in members if not student.problem and student in self.students]
 
-    def _close_epoch(self, student: Student, teacher_s: float, data_s: float) -> EpochRecord:
+    def _close_epoch(
+        self, student: Student, teacher_s: float, data_s: float, system: Mapping[str, float]
+    ) -> EpochRecord:
         student.settle()
         begin = time.perf_counter()
         val = self._evaluate(student, self.val) if self.val else {}
@@ -343,12 +444,13 @@ class CohortTrainer:
             names.EPOCH_S: epoch_s,
             names.IMAGES_PER_S: len(self.splits.train.labels) / epoch_s,
             names.PEAK_MIB: peak_mib(self.device),
+            **system,
         }
         return student.end_epoch(metrics, val)
 
-    def _evaluate(self, student: Student, batches: Batches) -> dict[str, float]:
+    def _evaluate(self, student: Student, batches: Batches, counts: Counts | None = None) -> dict[str, float]:
         answers_N = self.teacher.answers(batches) if self.teacher else None
-        return evaluate(student.deployed, batches, self.dtype, answers_N, self.group)
+        return evaluate(student.deployed, batches, self.dtype, answers_N, self.group, counts)
 
     def _end(self, student: Student) -> None:
         if student not in self.students:
@@ -356,13 +458,18 @@ class CohortTrainer:
         if student.problem:
             self._finish(student, "diverged", {})
         elif student.done:
-            self._finish(student, "finished", self._final_figures(student))
+            self.pulse.beat(step=True)
+            with self.pulse.deferring():  # the best weights take the place of the last: those are not to be saved
+                self._finish(student, "finished", self._final_figures(student))
 
     def _final_figures(self, student: Student) -> dict[str, float]:
         """What is measured once: test accuracy with last and best weights, size and speed; the teacher's too."""
-        last = self._evaluate(student, self.test)
+        counts = Counts(self.splits.card.classes, self.device)
+        last = self._evaluate(student, self.test, counts)
+        confusion = counts.record(self.group)
         figures = {names.test("last", name): value for name, value in last.items()}
         if self.leads:
+            write_text(student.folder.confusion, confusion.model_dump_json())
             checkpoint.save_weights(student.folder.last, student.weights())
             self._keep_snapshots(student)
         if student.best is not None:
@@ -399,18 +506,24 @@ class CohortTrainer:
 
     def _finish(self, student: Student, status: str, figures: dict[str, float]) -> None:
         result = self._result(student.trial, status, figures, student.problem, student.history, student.started)
-        if self.group.world > 1:
-            processes = {"processes": str(self.group.world)}
-            result = result.model_copy(update={"provenance": {**result.provenance, **processes}})
-        if student.parts > student.trial.train.accumulate:
-            parts = f"{student.parts} instead of {student.trial.train.accumulate}, for want of memory"
-            result = result.model_copy(update={"provenance": {**result.provenance, "accumulate": parts}})
+        result = result.model_copy(update={"provenance": {**result.provenance, **self._unusual(student)}})
         if self.leads:
             write_text(student.folder.result, result.model_dump_json(indent=1))
             checkpoint.remove(student.folder)
         self.group.same_on_all(status, f"how {result.key} ended")  # from here on the others find it on disk
         self._announce(result)
         self.students.remove(student)
+
+    def _unusual(self, student: Student) -> dict[str, str]:
+        """What a reader of the result has to know of how it was trained, beside device and versions."""
+        found = {}
+        if self.group.world > 1:
+            found["processes"] = str(self.group.world)
+        if self.environment.compiled:
+            found["compiled"] = "torch.compile"
+        if student.parts > (asked := student.trial.train.accumulate):
+            found["accumulate"] = f"{student.parts} instead of {asked}, for want of memory"
+        return found
 
     @contextmanager
     def _contained(self, student: Student) -> Iterator[None]:
@@ -422,7 +535,7 @@ class CohortTrainer:
             self.students = [member for member in self.students if member is not student]
 
     def _fail(self, trial: Trial, error: Exception, history: Sequence[EpochRecord], started: float) -> None:
-        if isinstance(error, StorageError | GroupError):
+        if isinstance(error, StorageError | GroupError | Stopped):
             raise error
         if self.group.world > 1:  # the other processes cannot know of it
             text = f"{trial.key} ({', '.join(trial.objective)}): {type(error).__name__}: {error}"
@@ -432,10 +545,15 @@ class CohortTrainer:
         path = self.layout.trial(trial.key).error
         write_text(path, "".join(traceback.format_exception(error)))
         reason = f"{type(error).__name__}: {error} (traceback in {path})"
-        self._announce(self._result(trial, "failed", {}, reason, history, started))
+        result = self._result(trial, "failed", {}, reason, history, started)
+        write_text(self.layout.trial(trial.key).failed, result.model_dump_json(indent=1))
+        self._announce(result)
 
     def _announce(self, result: TrialResult) -> None:
         self.results[result.key] = result
+        if self.leads:
+            self.layout.trial(result.key).pulse.unlink(missing_ok=True)
+            self.environment.mirror.settle(self.layout.trial(result.key))
         self.sink.finish(result)
 
     def _result(

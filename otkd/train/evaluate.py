@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from otkd.core import names
 from otkd.core.output import ModelOutput
 from otkd.data.batches import Batches
+from otkd.train.confusion import Counts
 from otkd.train.distributed import Group
 
-EVAL_BATCH = 500
+EVAL_BATCH = 250
+"""Images at a time; with 500, their maps are what a trial on a CPU needs most memory for."""
 
 
 def best_five(logits_BK: Tensor) -> Tensor:
@@ -41,6 +43,7 @@ def evaluate(
     dtype: torch.dtype | None,
     answers_N: Tensor | None,
     group: Group | None = None,
+    counts: Counts | None = None,
 ) -> dict[str, float]:
     """Loss (cross-entropy), top-1 and top-5 in percent, and top-1 agreement with `answers_N` in percent, if given.
 
@@ -49,6 +52,7 @@ def evaluate(
     Args:
         answers_N: classes, for the images of this process's shard.
         group: the processes that share the images; each measures its shard, and all get the figures of all images.
+        counts: is told which class each image is taken for.
     """
     device = batches.device
     model.eval()
@@ -65,6 +69,8 @@ def evaluate(
         top1, top5 = hits(best_B5, batch.target)
         sums[1] += top1
         sums[2] += top5
+        if counts is not None:
+            counts.add(batch.target, best_B5[:, 0])
         if answers_N is not None:
             sums[3] += (best_B5[:, 0] == answers_N[seen : seen + size]).sum()
         seen += size

@@ -23,7 +23,7 @@ from otkd.models.factory import create
 from otkd.train import checkpoint, weights
 from otkd.train.average import Average
 from otkd.train.batchnorm import synchronised
-from otkd.train.device import RandomStream, Stopwatch
+from otkd.train.device import RandomStream, Stopwatch, compile_network
 from otkd.train.distributed import Group
 from otkd.train.evaluate import best_five, hits
 from otkd.train.optim import backward, lr_factor, optimizer
@@ -54,6 +54,7 @@ class Student:
         card: the data set.
         group: the processes that share every batch; None for this one alone.
         parts: how many parts a batch is cut into at the least; the recipe may ask for more.
+        compiled: whether the network is compiled, which is faster after a slow first step.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Student:
         dtype: torch.dtype | None,
         group: Group | None = None,
         parts: int = 1,
+        compiled: bool = False,
     ) -> None:
         self.trial = trial
         self.group = group = group or Group()
@@ -78,6 +80,8 @@ class Student:
         self.model: nn.Module = network.to(self.device).to(memory_format=torch.channels_last)
         if group.world > 1 and trial.train.sync_batchnorm:
             synchronised(self.model)
+        if compiled:
+            compile_network(self.model)
         self.objective = Objective(trial.objective, probe(_probe(self.model, image_2CHW)), trial.seed).to(self.device)
         self.stages = self.objective.stages
         purposes = (f"dropout/{group.rank}", "terms")  # processes differ in what they forward, not in the objective

@@ -18,6 +18,7 @@ from otkd.data.batches import Batches
 from otkd.data.pipeline import Splits
 from otkd.models.factory import create
 from otkd.train.checkpoint import load_weights
+from otkd.train.device import compile_network
 from otkd.train.evaluate import EVAL_BATCH, predictions
 from otkd.train.fold import folded
 
@@ -28,13 +29,21 @@ class Teacher:
     Args:
         trial: how it was trained; its weights and result are looked up by the trial's key.
         layout: where finished trials lie.
+        compiled: whether it is compiled, which is faster after a slow first step.
 
     Raises:
         CheckpointError: it has not been trained, or its files are damaged.
     """
 
     def __init__(
-        self, trial: Trial, layout: Layout, splits: Splits, device: torch.device, dtype: torch.dtype | None
+        self,
+        trial: Trial,
+        layout: Layout,
+        splits: Splits,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        *,
+        compiled: bool = False,
     ) -> None:
         folder = layout.trial(trial.key)
         who = f"the teacher {trial.student.name} ({trial.key})"
@@ -50,6 +59,8 @@ class Teacher:
         self.model.load_state_dict(load_weights(folder.last))
         self.model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self._answering = _cast(folded(self.model), dtype)
+        if compiled:
+            compile_network(self._answering)
         self._device, self._dtype, self._classes = device, dtype, card.classes
         self._answers: dict[int, Tensor] = {}
 

@@ -221,6 +221,10 @@ def test_real_cifar100(tmp_path: Path) -> None:
     assert pixels.std(0).tolist() == pytest.approx(data.card.std, abs=2e-3)
 
 
+def test_classes_are_in_the_order_of_their_names() -> None:
+    assert [*cifar100.CARD.names] == sorted(cifar100.CARD.names)
+
+
 def test_shards_follow_their_numbers(read: Any, tmp_path: Path, layouts: Any) -> None:
     parts = [layouts.random_images(2, seed) for seed in range(3)]
     for number in (2, 0, 1):

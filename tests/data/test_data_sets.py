@@ -91,6 +91,7 @@ def test_cards_have_the_published_counts(name: str) -> None:
     assert len(card.mean) == len(card.std) == card.channels
     assert all(0 < std < 0.5 for std in card.std), "0.5 is the most that numbers from 0 to 1 can have"
     assert card.about
+    assert len(set(card.names)) in (0, card.classes)
 
 
 @pytest.mark.usefixtures("no_network")

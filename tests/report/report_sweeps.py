@@ -30,8 +30,8 @@ class Sweep:
         self.rows: list[TrialRow] = []
         self.lost: list[Label] = []
 
-    def teacher(self, network: str, top1: float = 75.61, title: str = "") -> None:
-        label = self._label("teacher", "teacher", title or network, network, "", 0, {})
+    def teacher(self, network: str, top1: float = 75.61, title: str = "", stage: Any = "") -> None:
+        label = self._label("teacher", "teacher", title or network, network, "", 0, {}, stage)
         self._row(label, "finished", ("ce",), {**_sizes(2.2e6), names.test("last", "top1"): top1})
 
     def student(
@@ -47,16 +47,17 @@ class Sweep:
         seconds: float = 10.0,
         reason: str = "",
         taught_by: str = "",
+        stage: Any = "",
         **metrics: float,
     ) -> None:
-        label = self._label("student", method, f"{pair[0]} ← {taught_by or pair[1]}", *pair, seed, axes or {})
+        label = self._label("student", method, f"{pair[0]} ← {taught_by or pair[1]}", *pair, seed, axes or {}, stage)
         figures = {**_sizes(0.7e6), names.EPOCH_S: seconds, names.IMAGES_PER_S: 5e4 / seconds, names.PEAK_MIB: 900.0}
         if not math.isnan(top1):
             figures[names.test("last", "top1")] = top1
         self._row(label, status, terms or TERMS[method], figures | metrics, reason)
 
     def missing(self, method: str, seed: int, pair: tuple[str, str] = PAIRS[0]) -> None:
-        label = self._label("student", method, f"{pair[0]} ← {pair[1]}", *pair, seed, {})
+        label = self._label("student", method, f"{pair[0]} ← {pair[1]}", *pair, seed, {}, "")
         self.rows.append(TrialRow(label, "", "missing", {}, {}, {}))
 
     def record(self) -> SweepRecord:
@@ -74,10 +75,10 @@ class Sweep:
         return SweepRecord(info, "run-of-the-sweep", 1.76e9, tuple(self.rows))
 
     def _label(
-        self, role: Any, method: str, pair: str, student: str, teacher: str, seed: int, axes: dict[str, Any]
+        self, role: Any, method: str, pair: str, student: str, teacher: str, seed: int, axes: dict[str, Any], stage: Any
     ) -> Label:
         key = f"{len(self.rows):016x}"
-        fields = {"student": student, "teacher": teacher, "seed": seed, "axes": axes}
+        fields = {"student": student, "teacher": teacher, "seed": seed, "axes": axes, "stage": stage}
         return Label(key=key, role=role, method=method, pair=pair, **fields)
 
     def _row(

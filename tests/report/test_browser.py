@@ -36,6 +36,36 @@ def page_file(tmp_path_factory):
     return render.build(record, frame.epochs(record, histories(record)), tmp_path_factory.mktemp("page")).html
 
 
+def test_a_click_on_a_column_sorts_by_it(browser, page_file):
+    page = browser.new_page()
+    logged: list[str] = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.goto(page_file.as_uri())
+    table = page.locator("#accuracy table").first
+    head = table.get_by_role("button", name="test top-1 %, last epoch, n = 3", exact=True)
+
+    def order():
+        return table.locator("tbody th").all_text_contents()
+
+    assert order() == ["teacher", "student", "kd", "ot", "ot+kd"]
+    head.focus()
+    page.keyboard.press("Enter")
+    assert order() == ["teacher", "ot+kd", "ot", "kd", "student"], "the teacher stays apart"
+    assert table.locator("[aria-sort=descending]").count() == 1
+    head.click()
+    assert order() == ["teacher", "student", "kd", "ot", "ot+kd"]
+    to_kd = table.get_by_role("button", name="Δ to kd, paired").last
+    to_kd.click()
+    assert order() == ["teacher", "ot+kd", "ot", "student", "kd"], "what has no figure comes last"
+    table.get_by_role("button", name="method").click()
+    assert order() == ["teacher", "kd", "ot", "ot+kd", "student"]
+    for _ in range(2):
+        table.get_by_role("button", name="method").click()
+    assert order() == ["teacher", "student", "kd", "ot", "ot+kd"]
+    assert logged == []
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens(browser, page_file, width, scheme):

@@ -12,7 +12,19 @@ from otkd.core import names
 from otkd.core.errors import OtkdError
 from otkd.report import frame, references, stats
 from otkd.report.formats import latex, markdown
-from otkd.report.tables import ablation, accuracy, compression, cost, published, ranking
+from otkd.report.tables import (
+    ablation,
+    accuracy,
+    agreement,
+    compression,
+    cost,
+    diagnostics,
+    differences,
+    failures,
+    published,
+    ranking,
+    ranks,
+)
 
 PAIR = "wrn_16_2 ← wrn_40_2"
 LAST = f"{PAIR}, test top-1 %, last epoch, n = 3"
@@ -285,10 +297,111 @@ def test_ranking_goes_by_mean_accuracy_and_by_seconds():
     assert list(flat["rank by accuracy"]) == ["1", "1", "3", "4", "5"]
     assert flat["rank by cost"].to_dict() == {"student": "1", "kd": "2", "at": "3", "ot": "4", "emd": "5"}
     # leads, seed by seed: kd - ot 0, 0; ot - at 2.0, 0.5; at - emd 1.0, -0.4; emd - student 1.0, 4.1
-    assert list(flat["apart from the next"]) == ["within noise", "yes", "within noise", "yes", ""]
+    assert list(flat["apart from the next"]) == ["within spread", "yes", "within spread", "yes", ""]
     assert flat.loc["emd", "× kd"] == "3.00"
     assert "student, the floor" in table.caption
 
 
 def test_ranking_leaves_out_what_has_no_figure_and_too_few_methods(small):
     assert tables(ranking, small) == []
+
+
+def test_differences_say_what_chance_can_explain(small):
+    small.student("kd", 74.4, 3)
+    small.student("student", 73.0, 3)
+    table, to_kd = tables(differences, small)
+    flat = table.flat()
+    delta = np.array([1.0, 0.6, 1.8, 1.4])
+    half = 3.182446305284263 * delta.std(ddof=1) / 2  # the t distribution's 0.975 quantile with 3 degrees of freedom
+    assert flat.loc["kd", "Δ points, n = 4 unless stated"] == f"+{delta.mean():.2f} ± {delta.std(ddof=1):.2f}"
+    assert flat.loc["kd", "95 %, t"] == f"[+{delta.mean() - half:.2f}, +{delta.mean() + half:.2f}]"
+    assert flat.loc["kd", "p, Wilcoxon"] == "0.125"
+    assert list(flat.index) == ["kd", "ot"]
+    assert list(to_kd.flat().index) == ["student", "ot"]
+    assert flat.loc["ot", "Δ points, n = 4 unless stated"] == "+2.00 (n = 1, no spread)"
+    assert flat.loc["ot", "95 %, t"] == stats.DASH
+    assert "With 4 seeds Wilcoxon's p cannot be below 0.125" in table.caption
+    row = table.data.iloc[0]
+    assert row["p_holm"] == pytest.approx(row["p_t"])  # of two methods only one has a test
+    assert latex(table)
+    assert markdown(table)
+
+
+def test_one_seed_has_no_differences_to_judge():
+    sweep = Sweep()
+    for method in ("student", "kd"):
+        sweep.student(method, 74.0)
+    assert tables(differences, sweep) == []
+
+
+def test_ranks_need_two_pairs_and_leave_out_what_is_not_on_each():
+    sweep = Sweep()
+    other = ("resnet8x4", "resnet32x4")
+    for pair, shift in ((PAIRS[0], 0.0), (other, -1.0)):
+        for method, top1 in (("student", 73.0), ("kd", 74.0), ("ot+kd", 75.0)):
+            sweep.student(method, top1 + shift, pair=pair)
+    assert tables(ranks, full_sweep())[0].frame.index[0] == "ot+kd"
+    sweep.student("ot", 76.0)
+    (table,) = tables(ranks, sweep)
+    assert table.frame["average rank"].to_dict() == {"ot+kd": "1.00", "kd": "2.00", "student": "3.00"}
+    assert "Left out, for want of a figure on some pair: ot." in table.caption
+    assert table.data["p_friedman"].iloc[0] == pytest.approx(math.exp(-2))  # chi-squared of 4 with 2 degrees of freedom
+    assert "no difference" in table.caption
+    one_pair = Sweep()
+    for method in ("student", "kd", "ot"):
+        one_pair.student(method, 74.0)
+    assert tables(ranks, one_pair) == []
+
+
+def test_agreement_stands_beside_accuracy():
+    sweep = Sweep()
+    for seed, share in enumerate((80.0, 82.0)):
+        sweep.student("kd", 74.0, seed, **{names.test("last", "agreement"): share})
+        sweep.student("ot", 75.0, seed)
+    (table,) = tables(agreement, sweep)
+    assert table.flat()[f"{PAIR}, agreement %, n = 2"].to_dict() == {"kd": "81.00 ± 1.41", "ot": "— (no figure ×2)"}
+    assert table.flat()[f"{PAIR}, test top-1 %"].to_dict() == {"kd": "74.00", "ot": "75.00"}
+    assert tables(agreement, full_sweep()) == []
+
+
+def test_terms_tell_of_themselves():
+    sweep = Sweep()
+    for seed, (share, error) in enumerate([(1.0, 1e-4), (0.5, 3e-4)]):
+        told = {names.term("transport", "converged"): share, names.term("transport", "marginal_error"): error}
+        sweep.student("ot", 75.0, seed, **told, **{names.term("transport", "raw"): 3.0})
+        sweep.student("kd", 74.0, seed, **{names.term("kd", "raw"): 3.0})
+    (table,) = tables(diagnostics, sweep)
+    assert table.frame.to_dict("index") == {"ot": {"converged": "0.75", "marginal error": "0.0002"}}
+    assert table.name == "diagnostics-transport"
+    assert tables(diagnostics, full_sweep()) == []
+
+
+def test_what_did_not_finish_is_listed_with_its_reason(small):
+    (table,) = tables(failures, small)
+    assert table.frame.reset_index().to_numpy().tolist() == [
+        ["ot", PAIR, "1", "diverged", ""],
+        ["ot", PAIR, "2", "missing", ""],
+    ]
+    assert "2 trials have no result" in table.caption
+    sweep = Sweep()
+    sweep.student("kd", 74.0)
+    assert tables(failures, sweep) == []
+
+
+def test_methods_that_tie_everywhere_are_not_called_different():
+    sweep = Sweep()
+    for pair in (PAIRS[0], ("resnet8x4", "resnet32x4")):
+        for method in ("student", "kd", "ot"):
+            sweep.student(method, 74.0, pair=pair)
+    (table,) = tables(ranks, sweep)
+    assert "no difference" in table.caption
+
+
+def test_a_teacher_that_diverged_is_listed():
+    sweep = Sweep()
+    sweep.teacher("wrn_40_2")
+    lost = sweep.rows.pop()
+    sweep.rows.append(lost._replace(status="diverged", metrics={}))
+    sweep.missing("kd", 0)
+    (table,) = tables(failures, sweep)
+    assert table.frame["status"].tolist() == ["diverged", "missing"]

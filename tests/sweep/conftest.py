@@ -1,6 +1,10 @@
 import pytest
 import yaml
 
+from otkd.core.layout import Layout
+from otkd.sweep.plan import make
+from otkd.sweep.spec import load
+
 BASE = {
     "name": "tiny",
     "question": "Does it run?",
@@ -22,3 +26,14 @@ def sweep_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def plan(sweep_file):
+    """A teacher, and two methods with two seeds."""
+    return make(load(sweep_file()))
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(tmp_path / "runs")

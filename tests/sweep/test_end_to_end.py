@@ -4,6 +4,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def launch(*words):
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
+        start_new_session=True,  # a group of its own, as a terminal gives to a command
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -194,6 +196,7 @@ def test_running_again_finds_nothing_to_do(local_runs, file):
     assert (local_runs / "mlflow.db").stat().st_size == before
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_weights_as_one_process_also_after_kill_9(local_runs, plan, file, tmp_path):
     runs = tmp_path / "runs"
     driver = launch("sweep", file, "--runs", runs)
@@ -218,6 +221,21 @@ def test_a_second_sweep_in_the_same_place_is_refused(file, tmp_path):
     assert "another sweep is running in" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["--json 2>/dev/null", "2>&1"])
+def test_a_sweep_whose_reader_leaves_goes_on(file, tmp_path, words):
+    """As in `otkd sweep … | head -1`."""
+    command = [*OTKD, "sweep", str(file), "--local", "--runs", str(tmp_path / "runs")]
+    shorter = ["--set", "train.epochs=1", "--set", "seeds=[0]"]
+    line = f"set -o pipefail; {shlex.join([*command, *shorter])} {words} | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.stdout.count("\n") == 1
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "runs" / "records" / "tiny.session.json").read_text(encoding="utf-8"))
+    assert told["ended"] == "finished"
+    assert len(events(tmp_path / "runs", "finish")) == 1 + 3
+
+
+@pytest.mark.long
 def test_ctrl_c_stops_with_one_line_and_the_same_command_goes_on(plan, file, tmp_path):
     runs = tmp_path / "runs"
     driver = launch("sweep", file, "--local", "--runs", runs)
@@ -230,6 +248,68 @@ def test_ctrl_c_stops_with_one_line_and_the_same_command_goes_on(plan, file, tmp
     done = otkd("sweep", file, "--local", "--runs", runs)
     assert done.returncode == 0, done.stderr
     assert_each_once(runs, plan)
+
+
+def ctrl_c(driver, runs):
+    os.killpg(driver.pid, signal.SIGINT)  # all processes of the command hear it
+
+
+def twice(driver, runs):
+    ctrl_c(driver, runs)
+    time.sleep(0.3)
+    ctrl_c(driver, runs)
+
+
+def from_a_second_terminal(driver, runs):
+    done = otkd("stop", "--runs", runs)
+    assert done.returncode == 0, done.stderr
+    assert driver.poll() is not None or driver.wait(10) == 130, "it waits for the driver"
+
+
+STOPS = ((ctrl_c, True), (from_a_second_terminal, True), (twice, False))
+"""How a sweep is told to stop, and whether its trials save."""
+
+
+@pytest.mark.long
+def test_ray_is_told_to_stop_and_the_same_command_goes_on(local_runs, plan, file, tmp_path):
+    """By Ctrl-C, by `otkd stop`, by Ctrl-C twice, one after the other."""
+    runs = tmp_path / "runs"
+    for stop, saves in STOPS:
+        before = len(events(runs, "epoch"))
+        driver = launch("sweep", file, "--runs", runs)
+        wait_for(lambda before=before: len(events(runs, "epoch")) > before, driver, 240)
+        family = set(below(driver.pid))
+        stop(driver, runs)
+        output = driver.communicate(timeout=120)[0]
+        assert driver.returncode == 130, output
+        assert "The same command goes on from here" in output
+        assert "Traceback" not in output
+        assert gone(family), "Ray's processes are left"
+        begun, ended = ({event["key"] for event in events(runs, kind)} for kind in ("start", "finish"))
+        assert ended < set(plan.trials), "told to stop in the middle"
+        if saves:
+            assert all(Layout(runs).trial(key).checkpoint.exists() for key in begun - ended)
+    done = otkd("sweep", file, "--runs", runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_each_once(runs, plan)
+    assert_same_weights(last_weights(local_runs, plan), last_weights(runs, plan))
+
+
+def gone(pids, seconds=60):
+    """Whether none of these processes is left."""
+    deadline = time.monotonic() + seconds
+    while any(_runs(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _runs(pid):
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 def test_results_that_the_store_has_lost_are_logged_again(local_runs, plan, file, tmp_path):
@@ -294,6 +374,7 @@ def below(pid):
     return {child: args for child, (_, args) in parents.items() if descends(child)}
 
 
+@pytest.mark.long
 def test_two_processes_a_cohort_survive_the_loss_of_one(local_runs, file, tmp_path):
     """On a CPU, by gloo. The loss is noticed by the other, and the cohort goes on from its checkpoint."""
     runs = tmp_path / "runs"

@@ -5,8 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from otkd.cli import app
 from otkd.core.layout import Layout, write_text
+from otkd.models.factory import create
 from otkd.sweep.plan import make
 from otkd.sweep.schema import sweep_schema_text
 from otkd.sweep.spec import load
@@ -101,7 +105,19 @@ def test_planning_is_quick_and_imports_neither_torch_nor_ray(extra):
         seconds.append(_of_children() - begin)
     assert done.returncode == 0, done.stderr
     assert "trials:" in done.stdout
-    assert min(seconds) < 1.0
+    assert min(seconds) < 1.3  # 0.3 of it to see whether the images are here
+
+
+def test_a_plan_refuses_what_the_sweep_would_refuse_of_weights_and_keeps_none(sweep_file, tmp_path):
+    """Weights of a resnet8 for a resnet14, then for itself."""
+    weights = tmp_path / "own.pt"
+    torch.save(create("resnet8", classes=10, channels=1, seed=0).state_dict(), weights)
+    for teacher, status in (("resnet14", 1), ("resnet8", 0)):
+        pairs = [{"teacher": {"name": teacher, "weights": str(weights)}, "student": "resnet8"}]
+        done = CliRunner().invoke(app, ["plan", str(sweep_file(pairs=pairs)), "--runs", str(tmp_path / "runs")])
+        assert done.exit_code == status, done.output
+        assert ("own.pt does not fit resnet14: " in str(done.exception)) == (status == 1)
+    assert not (tmp_path / "runs" / "weights").exists()
 
 
 def test_the_committed_schema_is_that_of_the_code():

@@ -35,6 +35,29 @@ def test_all_structural_problems_come_together(sweep_file):
         assert part in text, part
 
 
+def test_misspelt_keys_hide_no_problem_of_meaning(sweep_file):
+    path = sweep_file(
+        data={"name": "digits", "limit": 10**6, "vall": 0.1},
+        pairs=[{"teacher": "resnet14", "student": "resnet9", "extra": 1}],
+        train={"epochs": 2, "accumulate": 2, "optimizer": {"name": "sgd", "lrr": 1}},
+        teacher={"train": {"epoch": 3}},
+        resources={"gpus_per_trial": 2, "cpus": 3},
+    )
+    text = problems(path)
+    for part in (
+        "data.vall: unknown key",
+        "data.limit: digits has",
+        "pairs.0.extra: unknown key; allowed: teacher, student.",
+        "pairs.0.student: there is no model 'resnet9'",
+        "train.optimizer.lrr: unknown key; allowed: name, lr, momentum, weight_decay, nesterov. Did you mean 'lr'?",
+        "train.accumulate: does not work with resources.gpus_per_trial: 2",
+        "teacher.train.epoch: unknown key",
+        "resources.cpus: unknown key",
+    ):
+        assert part in text, part
+    assert "pairs: " not in text, "that no pair is right is said already"
+
+
 def test_a_choice_without_or_with_a_wrong_name(sweep_file):
     train = {"epochs": 1, "optimizer": {"lr": 1.0}, "schedule": {"name": "cosin"}}
     text = problems(sweep_file(train=train))
@@ -148,6 +171,33 @@ def test_problems_of_structure_and_of_meaning_come_together(sweep_file):
     text = problems(sweep_file(methodes={}, methods={"a": {"ce": 1, "transport": {"epsilom": 1}}}, seeds=[0, 0]))
     for part in ("methodes: unknown key", "methods.a.transport.epsilom: unknown key", "seeds: 0 stands twice."):
         assert part in text, part
+
+
+def test_a_wrong_type_hides_no_other_problem(sweep_file):
+    """Of a pair whose teacher is not known, the student is asked for layers."""
+    text = problems(
+        sweep_file(
+            data={"name": "digit", "val": 0.2, "limt": 300},
+            pairs=[{"teacher": "resnet14"}, {"teacher": "resnet21", "student": "resnet8", "skp": True}],
+            train={"epochs": "two", "batchsize": 32},
+            methods={"at": {"ce": 1, "attention": {"wieght": 1}}, "ot": {"ce": 1, "transport": {"layer": 9}}},
+            seeds=[0, 0],
+        )
+    )
+    for part in (
+        "data.limt: unknown key",
+        "data.name: there is no data set 'digit'",
+        "pairs.0.student: is missing",
+        "pairs.1.skp: unknown key",
+        "pairs.1.teacher: there is no model 'resnet21'",
+        "train.epochs: Input should be a valid integer",
+        "train.batchsize: unknown key",
+        "methods.at.attention.wieght: unknown key",
+        "methods.ot.transport.layer: (resnet8 ← resnet21) there is no layer 9",
+        "seeds: 0 stands twice",
+    ):
+        assert part in text, f"{part}\n{text}"
+    assert "10 problems" in text
 
 
 @pytest.mark.parametrize("values", [[], 3, [1, 1]])

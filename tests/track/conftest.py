@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from otkd.core.trial import Data, Model, Train, Trial
 EPOCHS = 3
 HOSTILE = "ot+kd <script>alert('é')</script>"
 T0 = 1_700_000_000.0
+POSTGRES = Path(__file__).parents[2] / "scripts" / "postgres"
 
 
 def trial(name: str, seed: int, teacher: Trial | None = None, **terms: dict[str, Any]) -> Trial:
@@ -125,3 +128,16 @@ def free_port() -> Callable[[], int]:
             return int(s.getsockname()[1])
 
     return find
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL, as `make postgres` runs it; its address."""
+    command = [sys.executable, str(POSTGRES), str(tmp_path_factory.mktemp("postgres") / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        try:
+            yield running.stdout.readline().removeprefix("export MLFLOW_TRACKING_URI=").strip().strip("'")
+        finally:
+            running.terminate()
+            assert running.wait(30) == 0, "it ends in order"

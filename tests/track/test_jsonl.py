@@ -73,3 +73,19 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         JsonlSink(tmp_path / "file" / "records.jsonl")
+
+
+def test_what_began_and_has_no_end_is_known_also_to_the_next_session(tmp_path: Path, invented: Any, say: Any) -> None:
+    path, (first, second, third) = tmp_path / "records.jsonl", invented.trials[:3]
+    sink = JsonlSink(path)
+    for trial in (first, second, third):
+        sink.start(trial)
+    sink.finish(say.result(first.key))
+    sink.finish(say.result(second.key, "failed", epochs=()))
+    assert sink.open == {third.key}
+    sink.close()
+    sink = JsonlSink(path)
+    assert sink.open == {third.key}
+    sink.start(second)
+    assert sink.open == {second.key, third.key}
+    sink.close()

@@ -16,8 +16,10 @@ from otkd.core import names
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import Picture, Pictures
+from otkd.track.jsonl import JsonlSink
 from otkd.track.mlflow import MlflowSink, note
 from otkd.track.picture import heat_map
+from otkd.track.reader import read_sweep
 from otkd.track.store import tracking_uri
 
 
@@ -76,6 +78,27 @@ def test_a_sweep_is_in_mlflow_as_it_was_said(sink: Any, invented: Any, layout: L
     assert student["params.objective.kd.weight"] == "0.9"
 
 
+def test_test_figures_of_a_candidate_stand_apart(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    """Where the pages compare trials, in notes and in the registry, there are none; the report gets them all."""
+    student, compared = invented.students[:2]
+    staged = [
+        one.model_copy(update={"stage": "search"} if one.key == student.key else {}) for one in invented.info.labels
+    ]
+    invented.info = invented.info.model_copy(update={"labels": tuple(staged)})
+    writer = sink()
+    invented.play(writer)
+    writer.close()
+    found = by_key(layout)
+    name, figure = names.test("last", "top1"), say.result(student.key).metrics[names.test("last", "top1")]
+    assert name in found[compared.key].data.metrics
+    assert name not in found[student.key].data.metrics
+    assert found[student.key].data.metrics[f"search/{name}"] == figure
+    assert "test top-1" not in found[student.key].data.tags["mlflow.note.content"]
+    assert "test top-1" in found[compared.key].data.tags["mlflow.note.content"]
+    [row] = [row for row in read_sweep(layout).trials if row.label.key == student.key]
+    assert row.metrics[name] == figure
+
+
 def test_epochs_datasets_and_artifacts(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
     writer = sink()
     invented.play(writer)
@@ -87,8 +110,9 @@ def test_epochs_datasets_and_artifacts(sink: Any, invented: Any, layout: Layout,
             assert history(run, name) == expected
         point = mlflow.MlflowClient().get_metric_history(run.info.run_id, "lr")[0]
         assert point.timestamp == 1000 * say.record(t.key, point.step).time
-        (used,) = run.inputs.dataset_inputs
-        assert (used.dataset.name, len(used.dataset.digest), used.tags[0].value) == ("toy", 16, "training")
+        used = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+        assert set(used) == {"training", "test"}, "there is no validation split"
+        assert {(dataset.name, len(dataset.digest)) for dataset in used.values()} == {("toy", 16)}
         kept = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/result.json")
         assert type(say.result(t.key)).model_validate_json(kept) == say.result(t.key)
     parent = mlflow.MlflowClient().get_run(writer.run_id)
@@ -323,14 +347,14 @@ def test_a_fault_in_one_trial_spares_the_others(
     bad, good = invented.students[:2]
     writer = sink()
     client = writer.store.client
-    log_text = client.log_text
+    log_batch, figure = client.log_batch, say.result(bad.key).metrics["test/last/top1"]
 
-    def refuse(run_id: str, text: str, file: str) -> None:
-        if bad.key in text:
+    def refuse(run_id: str, metrics: Any, **more: Any) -> None:
+        if figure in [metric.value for metric in metrics]:
             raise ValueError("no room for this one")
-        log_text(run_id, text, file)
+        log_batch(run_id, metrics, **more)
 
-    monkeypatch.setattr(client, "log_text", refuse)
+    monkeypatch.setattr(client, "log_batch", refuse)
     for t in (bad, good):
         writer.start(t)
         writer.finish(say.result(t.key))
@@ -338,6 +362,7 @@ def test_a_fault_in_one_trial_spares_the_others(
         writer.close()
     writer.close()  # once is enough
     assert by_key(layout)[good.key].info.status == "FINISHED"
+    assert mlflow.get_run(writer.run_id).info.status == "KILLED", "nobody works on the sweep any more"
 
 
 def test_an_outage_delays_and_loses_nothing(
@@ -383,3 +408,242 @@ def test_what_could_not_be_logged_is_counted(sink: Any, invented: Any, monkeypat
     invented.play(writer)
     with pytest.raises(TrackingError, match=r"6 trials' records .* next run of the same command"):
         writer.close(timeout=0.3)
+
+
+def journaled(layout: Layout, invented: Any) -> JsonlSink:
+    return JsonlSink(layout.records / f"{invented.info.name}.jsonl")
+
+
+def test_what_has_no_room_is_read_back(invented: Any, layout: Layout, say: Any, monkeypatch: Any) -> None:
+    journal, writer = journaled(layout, invented), MlflowSink(invented.info, layout, pause=0.05, room=4)
+    *ended, running = invented.trials
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    with monkeypatch.context() as outage:
+        for method in ("create_run", "get_experiment"):
+            outage.setattr(writer.store.client, method, away)
+        for t in (*ended, running):
+            for sink in (journal, writer):
+                sink.start(t)
+                for epoch in range(1, say.epochs + 1):
+                    sink.epoch(say.record(t.key, epoch))
+                if t is not running:
+                    sink.finish(say.result(t.key))
+        assert writer._writer._now.values <= 4, "epochs that files have stay out of memory"
+    assert writer.flush(30)
+    found = by_key(layout)
+    for t in invented.trials:
+        assert [step for step, _ in history(found[t.key], "lr")] == [1, 2, 3]
+    kept = mlflow.artifacts.load_text(f"{found[ended[0].key].info.artifact_uri}/result.json")
+    assert len(json.loads(kept)["epochs"]) == 3
+    writer.close()
+
+
+def test_a_damaged_result_gives_way_to_the_journal(invented: Any, layout: Layout, say: Any) -> None:
+    journal, writer = journaled(layout, invented), MlflowSink(invented.info, layout, pause=0.05, room=0)
+    trial = invented.teachers[0]
+    layout.trial(trial.key).path.mkdir(parents=True)
+    layout.trial(trial.key).result.write_text('{"key": "' + trial.key)
+    layout.trial(trial.key).trial.write_text("{")
+    for sink in (journal, writer):
+        for epoch in range(1, say.epochs + 1):
+            sink.epoch(say.record(trial.key, epoch))
+        sink.finish(say.result(trial.key))
+    writer.close()
+    run = by_key(layout)[trial.key]
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(run, "lr")] == [1, 2, 3]
+
+
+def test_damaged_lines_of_the_journal_stop_nothing(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    broken, whole = invented.students[:2]
+    journal = journaled(layout, invented)
+    with journal.path.open("a") as file:
+        file.write(f'{{"event": "epoch", "key": "{broken.key}", "epoch": "one"}}\n')
+    journaled(layout, invented).epoch(say.record(whole.key, 1))
+    writer = sink()
+    writer.close()
+    assert {*by_key(layout)} == {whole.key}
+
+
+def test_a_store_that_dies_while_it_makes_a_run_makes_one(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any
+) -> None:
+    """A run that was made without an answer is found again: `by_key` refuses two."""
+    trial, writer = invented.students[0], sink()
+    create_run, made = writer.store.client.create_run, []
+
+    def mute(*given: Any, **named: Any) -> Any:
+        made.append(create_run(*given, **named))
+        raise ConnectionError("gone before it could answer")
+
+    monkeypatch.setattr(writer.store.client, "create_run", mute)
+    writer.start(trial)
+    writer.finish(say.result(trial.key))
+    writer.close()
+    assert [run.info.run_id for run in made] == [by_key(layout)[trial.key].info.run_id]
+    assert [step for step, _ in history(by_key(layout)[trial.key], "lr")] == [1, 2, 3]
+
+
+def test_of_several_runs_of_a_trial_one_that_ended_counts(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    """Two drivers with `runs/` of their own, and one store: here what the second finds, newest first."""
+    store, trial = sink().store, invented.students[0]
+    client = store.client
+    ends = (("KILLED", "interrupted"), ("FINISHED", "finished"), ("KILLED", "interrupted"))
+    for start, (status, state) in enumerate(ends):
+        tags = {names.TAG_KEY: trial.key, names.TAG_KIND: "student", names.TAG_STATUS: state}
+        run = client.create_run(store.experiment, 1000 + start, tags)
+        client.set_terminated(run.info.run_id, status, 2000)
+    second = sink()
+    assert second.finished() == {trial.key}
+    second.start(trial)
+    second.epoch(say.record(trial.key, 1))
+    second.close()
+    found = [run for run in runs(layout, output_format="list") if run.data.tags.get(names.TAG_KEY) == trial.key]
+    assert [run.data.tags[names.TAG_STATUS] for run in found] == [state for _, state in ends]
+    assert not any(run.data.metrics for run in found)
+
+
+def test_a_whole_trial_takes_few_calls(sink: Any, invented: Any, say: Any, monkeypatch: Any) -> None:
+    """Each is a transaction or several: twice as many, and the tracker is half as fast."""
+    writer, calls = sink(), []
+    assert writer.flush(20)
+    for name in ("search_runs", "get_run", "create_run", "log_batch", "set_tag", "log_inputs", "set_terminated"):
+        method = getattr(writer.store.client, name)
+        monkeypatch.setattr(
+            writer.store.client,
+            name,
+            lambda *a, name=name, method=method, **k: (calls.append(name), method(*a, **k))[1],
+        )
+    teacher = invented.teachers[0]
+    with writer._writer._changed:  # all of it at once, as after an outage
+        writer.start(teacher)
+        for epoch in (1, 2, 3):
+            writer.epoch(say.record(teacher.key, epoch))
+        writer.finish(say.result(teacher.key))
+    assert writer.flush(20)
+    assert calls[-2:] == ["log_inputs", "set_terminated"]
+    assert sorted(calls[:-2]) == ["create_run", "get_run", "log_batch"], (
+        "get_run: the sweep's name, once for all trials"
+    )
+
+
+def test_a_start_logs_what_the_journal_has_of_trials_cut_short(
+    sink: Any, invented: Any, layout: Layout, say: Any
+) -> None:
+    known, unknown = invented.students[:2]
+    first, journal = sink(), journaled(layout, invented)
+    first.start(known)
+    first.epoch(say.record(known.key, 1))
+    assert first.flush(20)  # and then the store is away, and the driver is killed
+    for t in (known, unknown):
+        for epoch in (1, 2):
+            journal.epoch(say.record(t.key, epoch))
+    second = sink()
+    assert second.flush(20)
+    for t in (known, unknown):
+        run = by_key(layout)[t.key]
+        assert [step for step, _ in history(run, "train/loss")] == [1, 2]
+        assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("KILLED", "interrupted")
+        assert run.info.end_time == 1000 * say.record(t.key, 2).time, "it ended when it was last heard of"
+    second.start(known)
+    second.finish(say.result(known.key))
+    second.close()
+    assert [step for step, _ in history(by_key(layout)[known.key], "train/loss")] == [1, 2, 3]
+
+
+def test_runs_of_a_killed_driver_end_and_those_of_others_stay(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any
+) -> None:
+    mine, theirs = invented.students[:2]
+    other = invented.info.model_copy(update={"name": "other", "key": "0123"})
+    monkeypatch.setattr("otkd.track.runs.own", lambda *_: False)  # a store that others use as well
+    first, elsewhere = sink(), MlflowSink(other, layout)
+    first.start(mine)
+    elsewhere.start(theirs)
+    assert first.flush(20)
+    assert elsewhere.flush(20)
+    assert sink().flush(20)
+    found = by_key(layout)
+    assert [found[t.key].info.status for t in (mine, theirs)] == ["KILLED", "RUNNING"]
+    assert mlflow.get_run(elsewhere.run_id).info.status == "RUNNING"
+    monkeypatch.undo()  # the store of one `runs/`, whose lock is ours
+    assert sink().flush(20)
+    assert by_key(layout)[theirs.key].info.status == "KILLED"
+    assert mlflow.get_run(elsewhere.run_id).info.status == "KILLED"
+    elsewhere._writer.stop(5)
+
+
+def test_a_divergence_that_is_tried_again_reopens_its_run(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial = invented.students[0]
+    first = sink()
+    first.start(trial)
+    first.finish(say.result(trial.key, "diverged", reason="loss is NaN"))
+    first.close()
+    folder = layout.trial(trial.key)
+    folder.path.mkdir(parents=True)
+    folder.set_aside.write_text("{}")
+    second = sink()
+    assert second.finished() == set()
+    second.start(trial)
+    assert second.flush(20)
+    run = by_key(layout)[trial.key]
+    assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("RUNNING", "running")
+    second.finish(say.result(trial.key))
+    second.close()
+    run = by_key(layout)[trial.key]
+    assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("FINISHED", "finished")
+    assert sink().finished() == {trial.key}
+
+
+def test_a_pruned_trial_ends_and_may_go_on(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial, first = invented.students[0], sink()
+    first.start(trial)
+    first.finish(say.result(trial.key, "pruned", epochs=(say.record(trial.key, 1),), reason="stopped by asha"))
+    first.close()
+    run = by_key(layout)[trial.key]
+    assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("FINISHED", "pruned")
+    assert read_sweep(layout).trials[2].status == "pruned"
+    second = sink()
+    assert second.finished() == set(), "it may be gone on with"
+    second.start(trial)
+    second.finish(say.result(trial.key))
+    second.close()
+    run = by_key(layout)[trial.key]
+    assert (run.data.tags[names.TAG_STATUS], run.data.tags[names.TAG_REASON]) == ("finished", "")
+    assert [step for step, _ in history(run, "train/loss")] == [1, 2, 3]
+
+
+def test_a_sweep_that_grows_is_told_of_its_trials(sink: Any, invented: Any, layout: Layout) -> None:
+    whole, writer = invented.info, sink()
+    writer.describe(whole.model_copy(update={"labels": whole.labels[:2]}))
+    for count in range(3, len(whole.labels) + 1):
+        writer.describe(whole.model_copy(update={"labels": whole.labels[:count]}))
+    assert not writer._writer._done > 1, "not at every one"
+    assert writer.flush(20)
+    assert read_sweep(layout).info == whole
+
+
+def test_files_that_cannot_be_written_are_told_with_the_way_out(
+    sink: Any, invented: Any, layout: Layout, say: Any
+) -> None:
+    trial, writer = invented.students[0], sink()
+    assert writer.flush(20)
+    real = layout.artifacts
+    kept = real.with_name("kept")
+    real.rename(kept)
+    real.write_text("no folder")
+    writer.start(trial)
+    writer.finish(say.result(trial.key))
+    with pytest.raises(TrackingError, match=r"figures are logged, but its files cannot be written .* same command"):
+        writer.close()
+    real.unlink()
+    kept.rename(real)
+    again = sink()
+    assert again.finished() == set()
+    again.start(trial)
+    again.finish(say.result(trial.key))
+    again.close()
+    assert by_key(layout)[trial.key].info.status == "FINISHED"

@@ -9,7 +9,7 @@ from otkd.losses.base import LossOutput
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
 
-CLOCKS = ("time/", "memory/", names.LATENCY_MS)
+CLOCKS = ("time/", "memory/", names.SYSTEM, names.LATENCY_MS)
 
 
 def numbers(result):

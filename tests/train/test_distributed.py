@@ -71,6 +71,7 @@ def found(tmp_path_factory):
     return {place: json.loads(file.read_text()) for place, file in files.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("world", "check"), [*((2, name) for name in IN_TWO), *((3, name) for name in IN_THREE)], ids=str
 )

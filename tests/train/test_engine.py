@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import re
 import resource
 import signal
@@ -11,11 +12,13 @@ import torch
 
 from otkd.core import names
 from otkd.core.errors import CheckpointError, OtkdError, StorageError
+from otkd.core.layout import Layout
 from otkd.core.records import Pictures
 from otkd.core.trial import Data, Sgd, Train
 from otkd.losses.base import LossOutput
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
+from otkd.train.checkpoint import load_weights, save_weights
 from otkd.train.device import pick
 from otkd.train.student import Student
 from otkd.train.teacher import Teacher
@@ -187,6 +190,18 @@ def test_an_untrained_teacher_is_named(environment, trial):
     other = trial().teacher.model_copy(update={"seed": 9})
     with pytest.raises(CheckpointError, match=r"the teacher resnet14 .* has not been trained"):
         fit([trial("kd", teacher=other)], Mailbox(), environment())
+
+
+def test_weights_that_are_not_whole_say_what_to_delete(tmp_path):
+    folder = Layout(tmp_path).trial("key")
+    save_weights(folder.last, {"weight": torch.zeros(1000)})
+    os.truncate(folder.last, 2000)
+    with pytest.raises(CheckpointError, match=rf"delete {folder.last}, and the next `otkd sweep` makes it again"):
+        load_weights(folder.last)
+    folder.result.touch()
+    with pytest.raises(CheckpointError, match=rf"delete {folder.path}, and the next `otkd sweep`") as torn:
+        load_weights(folder.last)
+    assert " …); " in str(torn.value), "cut between words"
 
 
 def test_checkpoints_are_written_by_the_clock_and_gone_in_the_end(environment, trial, monkeypatch):

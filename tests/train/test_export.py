@@ -104,5 +104,6 @@ def test_the_command_prints_size_and_speed(cache, tmp_path):
         [sys.executable, "-c", "from otkd.cli import main; main()", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"writing safetensors to {tmp_path}, and reading each back …\n")
     assert f"resnet14-{TEACHER.key}.safetensors" in done.stdout
     assert "ms an image" in done.stdout

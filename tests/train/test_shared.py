@@ -14,12 +14,15 @@ import torch
 
 from otkd.core import names
 from otkd.core.augment import Augment
+from otkd.core.confusion import Confusion
 from otkd.core.errors import TrialError
 from otkd.core.records import TrialResult
 from otkd.core.trial import Data, Dot, Sgd, Train
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, fit
 from otkd.train.distributed import Group
+
+pytestmark = pytest.mark.long
 
 WORKER = Path(__file__).with_name("shared_worker.py")
 RECIPE = Train(epochs=2, batch_size=15, optimizer=Sgd(name="sgd", lr=0.01), precision="fp32", ema=0.5)
@@ -80,6 +83,9 @@ def test_two_processes_compute_what_one_does(environment, trial):
                     name,
                     before.epoch,
                 )
+        classes = Confusion.model_validate_json(shared.layout.trial(made.key).confusion.read_text()).by_class()
+        assert sum(row.images for row in classes) == 500, "everyone's test images"
+        assert sum(row.right for row in classes) == pytest.approx(5 * two.metrics[names.test("last", "top1")])
         for name, tensor in kept(alone, made).items():
             torch.testing.assert_close(kept(shared, made)[name], tensor, rtol=1e-2, atol=2e-3)
 

@@ -23,6 +23,8 @@ from otkd.sweep.runner import Mailbox
 from otkd.train import Environment, fit
 from otkd.train.engine import CohortTrainer
 
+pytestmark = pytest.mark.long
+
 PAIRS = {
     "same family": ("resnet8", "resnet14"),
     "wider": ("resnet8", "resnet8x4"),
@@ -172,7 +174,7 @@ def test_resumed_equals_uninterrupted(trained: Any, pair: str, term: str) -> Non
             (record.stage, record.epoch, name): value
             for record in result.epochs
             for name, value in record.metrics.items()
-            if not name.startswith(("time/", "throughput/", "memory/"))
+            if not name.startswith(("time/", "throughput/", "memory/", "system/"))
         }
         | {name: value for name, value in result.metrics.items() if name.startswith("test/")}
         for result in (seen.result, seen.resumed)

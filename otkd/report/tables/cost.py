@@ -62,9 +62,8 @@ def cost(frame: pd.DataFrame, variant: str, pair: str, column: str = names.EPOCH
 
 def overhead(frame: pd.DataFrame, variant: str, pair: str, base: str) -> float:
     """Seconds per epoch over the reference's, over the seeds that both have; NaN where there are none."""
-    left, right = (cost(frame, name, pair).by_seed.groupby(level=0).mean() for name in (variant, base))
-    seeds = left.index.intersection(right.index)
-    return float(left[seeds].mean() / right[seeds].mean()) if len(seeds) else math.nan
+    left_S, right_S = stats.common(*(cost(frame, name, pair) for name in (variant, base)))
+    return float(left_S.mean() / right_S.mean()) if len(left_S) else math.nan
 
 
 def _others(frame: pd.DataFrame, pair: str) -> dict[tuple[str, str], list[str]]:

@@ -65,7 +65,7 @@ def _apart(frame: pd.DataFrame, pair: str, order: list[str]) -> list[str]:
     """Whether each method's lead over the next exceeds the spread of that difference over common seeds."""
     cells = {line.variant: line.cell for line in accuracy.lines(frame, pair)}
     leads = [stats.paired(cells[one], cells[next_]) for one, next_ in pairwise(order)]
-    words = ["n too small" if lead.n < 2 else "within noise" if stats.within_noise(lead) else "yes" for lead in leads]
+    words = ["n too small" if lead.n < 2 else "within spread" if stats.within_spread(lead) else "yes" for lead in leads]
     return [*words, ""]
 
 
@@ -75,6 +75,6 @@ def _caption(frame: pd.DataFrame) -> str:
     return (
         "Methods by mean test accuracy with the weights of the last epoch, ± sample standard deviation over n seeds. "
         "Apart from the next: the lead over the row below is larger than the spread of that difference, paired by "
-        "seed; where it is within noise, the order of the two means nothing. Cost is the seconds of an epoch as if "
-        f"the trial had trained alone; trials that ran side by side slow each other.{below} {budget(frame)}"
+        "seed; where it is within that spread, the order of the two means nothing. Cost is the seconds of an epoch as "
+        f"if the trial had trained alone; trials that ran side by side slow each other.{below} {budget(frame)}"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from otkd.cli.options import DataDir, Debug, Runs, console_for
 from otkd.core.errors import ConfigError, OtkdError, StorageError
 from otkd.core.layout import Layout
 
@@ -29,9 +29,6 @@ Name = Annotated[str, typer.Argument(help="The data set (`otkd data list`).", sh
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="A setting under `data:`: --set options.extra=true. Repeatable.")
 ]
-Runs = Annotated[Path, typer.Option(help="Where state, records and reports lie.", envvar="OTKD_RUNS")]
-DataDir = Annotated[Path | None, typer.Option(help="A folder with local copies of data sets.", envvar="OTKD_DATA_DIR")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command(name="list")
@@ -52,7 +49,7 @@ def list_(runs: Runs = Path("runs"), data_dir: DataDir = None, debug: Debug = Fa
         image = f"{card.channels}×{card.side}×{card.side}"
         counts = (f"{card.train:,}", f"{card.test:,}")
         table.add_row(name, str(card.classes), image, *counts, whereabouts(request, card), card.about)
-    _console().print(table)
+    console_for().print(table)
 
 
 @app.command()
@@ -67,7 +64,7 @@ def verify(
     """Read a data set from its source, decode every image, and hold it against what it should be."""
     from otkd.data.verify import verify
 
-    console, cache_dir = _console(), Layout(runs).cache
+    console, cache_dir = console_for(), Layout(runs).cache
     data = _data(name, overrides, data_dir, cache_dir)
     with _progress(console) as progress:
         found = verify(
@@ -102,7 +99,7 @@ def prepare(
         raise StorageError(f"{name}: its images can be read, but {cache_dir} cannot be written. Name another --runs.")
     state = "is up to date" if after == before else "is ready"
     counts = f"{card.train:,} training and {card.test:,} test images of {card.classes:,} classes"
-    console = _console()
+    console = console_for()
     console.print(f"{name} {state}: {counts}, in {seconds:.1f} s", highlight=False)
     for folder in sorted({file.parent for file in after}):
         size = sum(size for file, (size, _) in after.items() if file.parent == folder)
@@ -135,7 +132,7 @@ def show(
     sheet = contact_sheet(data, splits, images=images, versions=versions, seed=seed)
     with atomic(out) as temporary:
         sheet.save(temporary, format="PNG")
-    console = _console()
+    console = console_for()
     console.print(f"{out} written: {sheet.width} × {sheet.height} pixels", highlight=False, soft_wrap=True)
     console.print(f"augment: {_flow(data)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -191,12 +188,6 @@ def _kept(cache_dir: Path, name: str) -> dict[Path, tuple[int, int]]:
 
 def _amount(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 @contextmanager

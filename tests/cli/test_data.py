@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from otkd.cli_data import app
+from otkd.cli.data import app
 from otkd.core.errors import ConfigError, OtkdError, StorageError
 
 

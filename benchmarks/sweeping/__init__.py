@@ -1,0 +1,1 @@
+"""What a sweep costs beside its training: the driver (`trials`), and its records (`tracking`)."""

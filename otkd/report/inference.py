@@ -1,0 +1,165 @@
+"""What a difference between two methods is worth: intervals, tests, sizes, and the correction for many tests.
+
+Trials of one seed share batches and initial weights, so methods are compared seed by seed. With few seeds little can be
+told, and the functions here say NaN rather than a number that means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+
+from otkd.report.stats import Cell, Summary, common, summarise
+
+LEVEL = 0.95
+"""Of every interval."""
+ALPHA = 1 - LEVEL
+"""Below it a p-value counts."""
+RESAMPLES = 9999
+DIGITS = 9
+"""Of points of accuracy, beyond which there is only the rounding of floats: it would break ties."""
+
+
+class Interval(NamedTuple):
+    """Where the mean lies, at LEVEL; NaN where it cannot be said."""
+
+    low: float
+    high: float
+
+
+UNKNOWN = Interval(math.nan, math.nan)
+
+
+class Difference(NamedTuple):
+    """`left - right` over the seeds that both have."""
+
+    by_seed: pd.Series
+    summary: Summary
+    interval: Interval
+    """By Student's t."""
+    bootstrap: Interval
+    """Percentiles of the means of resampled differences; too narrow for few seeds."""
+    p_t: float
+    """Two-sided, of the paired t-test."""
+    p_wilcoxon: float
+    """Two-sided, of the signed-rank test."""
+    effect: float
+    """Cohen's d of paired samples: mean over sample standard deviation."""
+    better: float
+    """Probability of improvement: that a seed of the left beats a seed of the right (ties count half)."""
+
+
+def difference(left: Cell, right: Cell) -> Difference:
+    """Everything that is told of two methods on one pair of networks."""
+    left_S, right_S = common(left, right)
+    by_seed = left_S - right_S
+    delta_S = by_seed.to_numpy(dtype=float).round(DIGITS)
+    return Difference(
+        by_seed,
+        summarise(delta_S),
+        interval(delta_S),
+        bootstrap(delta_S),
+        _p_t(delta_S),
+        _p_wilcoxon(delta_S),
+        _effect(delta_S),
+        probability_of_improvement(left.by_seed, right.by_seed),
+    )
+
+
+def interval(values_S: NDArray[np.float64]) -> Interval:
+    """Student's t interval of the mean of at least two values that are not all the same."""
+    if not _varies(values_S):
+        return UNKNOWN
+    found = scipy_stats.ttest_1samp(values_S, 0.0).confidence_interval(LEVEL)
+    return Interval(float(found.low), float(found.high))
+
+
+def bootstrap(values_S: NDArray[np.float64]) -> Interval:
+    """Percentile interval of the mean of at least three values that are not all the same; always the same draws."""
+    if len(values_S) < 3 or not _varies(values_S):
+        return UNKNOWN
+    found = scipy_stats.bootstrap(
+        (values_S,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=0
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
+
+
+def probability_of_improvement(left: Iterable[float], right: Iterable[float]) -> float:
+    """Share of all pairs of runs in which the left is better (Agarwal et al., NeurIPS 2021); ties count half."""
+    left_S, right_S = np.asarray(list(left), dtype=float), np.asarray(list(right), dtype=float)
+    if not len(left_S) or not len(right_S):
+        return math.nan
+    return float(scipy_stats.mannwhitneyu(left_S, right_S).statistic) / (len(left_S) * len(right_S))
+
+
+def least_p(n: int) -> float:
+    """The smallest two-sided p-value that the signed-rank test of `n` differences can give."""
+    return 2 / 2**n
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being several (Holm 1979), in the same order; NaN is no test and stays NaN."""
+    adjusted = np.full(len(p_values), math.nan)
+    known = np.isfinite(np.asarray(p_values, dtype=float))
+    if known.any():
+        from statsmodels.stats.multitest import multipletests  # a second to import
+
+        adjusted[known] = multipletests(np.asarray(p_values, dtype=float)[known], method="holm")[1]
+    return [float(value) for value in adjusted]
+
+
+class Ranks(NamedTuple):
+    """Methods by their average rank over blocks (pairs of networks), 1 the best."""
+
+    average: pd.Series
+    """Method → average rank, best first."""
+    p_friedman: float
+    """That all methods are alike; NaN below three methods or two blocks, and where they tie in every block."""
+    p_nemenyi: pd.DataFrame
+    """Method × method: that two are alike, corrected for all pairs of methods; empty without a Friedman test."""
+    critical: float
+    """Ranks further apart than this differ at ALPHA (Nemenyi); NaN without a Friedman test."""
+
+
+def ranks(figures: pd.DataFrame) -> Ranks:
+    """Friedman's and Nemenyi's tests (Demšar, JMLR 2006).
+
+    Args:
+        figures: block × method, larger is better, no gaps.
+    """
+    figures = figures.round(DIGITS)
+    average = figures.rank(axis=1, ascending=False).mean().sort_values(kind="stable")
+    blocks, methods = figures.shape
+    if methods < 3 or blocks < 2:
+        return Ranks(average, math.nan, pd.DataFrame(), math.nan)
+    from scikit_posthocs import posthoc_nemenyi_friedman  # brings seaborn; seconds to import
+
+    with np.errstate(invalid="ignore"):  # NaN where all are alike
+        p_friedman = float(scipy_stats.friedmanchisquare(*(figures[name] for name in figures)).pvalue)
+    p_nemenyi = posthoc_nemenyi_friedman(figures.to_numpy())
+    p_nemenyi.index, p_nemenyi.columns = figures.columns, figures.columns
+    quantile = scipy_stats.studentized_range.ppf(LEVEL, methods, np.inf) / math.sqrt(2)
+    critical = float(quantile * math.sqrt(methods * (methods + 1) / (6 * blocks)))
+    return Ranks(average, p_friedman, p_nemenyi, critical)
+
+
+def _varies(values_S: NDArray[np.float64]) -> bool:
+    return len(values_S) > 1 and bool(np.ptp(values_S) > 0)
+
+
+def _p_t(delta_S: NDArray[np.float64]) -> float:
+    return float(scipy_stats.ttest_1samp(delta_S, 0.0).pvalue) if _varies(delta_S) else math.nan
+
+
+def _p_wilcoxon(delta_S: NDArray[np.float64]) -> float:
+    return float(scipy_stats.wilcoxon(delta_S).pvalue) if _varies(delta_S) else math.nan
+
+
+def _effect(delta_S: NDArray[np.float64]) -> float:
+    return float(delta_S.mean() / delta_S.std(ddof=1)) if _varies(delta_S) else math.nan

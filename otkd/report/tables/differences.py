@@ -1,0 +1,118 @@
+"""Whether a method differs from the student alone and from KD by more than chance: intervals, tests, sizes."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+from otkd.core.records import SweepInfo
+from otkd.report import inference, stats
+from otkd.report.frame import baselines, budget, pairs, seeds
+from otkd.report.inference import Difference, Interval
+from otkd.report.table import Table, slug
+from otkd.report.tables.accuracy import lines
+
+TITLE = "Differences"
+ORDER = 12
+
+HEADS = (
+    *("Δ points, {n}", "95 %, t", "95 %, bootstrap"),
+    *("p, paired t", "p, Holm", "p, Wilcoxon", "effect d", "P(better)"),
+)
+
+
+class Line(NamedTuple):
+    """One method against one baseline on one pair."""
+
+    variant: str
+    found: Difference
+    p_holm: float
+    """`found.p_t`, corrected for all methods held against this baseline on this pair."""
+
+
+def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
+    """One table per pair and baseline; none with one seed (nothing can be told) or without a baseline."""
+    if seeds(frame) < 2:
+        return []
+    found = [(pair, base, group) for pair in pairs(frame) for base, group in compared(frame, pair).items()]
+    return [_table(frame, *place) for place in found if place[-1]]
+
+
+def compared(frame: pd.DataFrame, pair: str) -> dict[str, list[Line]]:
+    """Baseline → every other method that shares a seed with it, in the sweep's order."""
+    cells = {line.variant: line.cell for line in lines(frame, pair)}
+    known = dict.fromkeys(name for name in baselines(frame) if name)
+    return {base: _against(cells, base) for base in known}
+
+
+def _against(cells: dict[str, stats.Cell], base: str) -> list[Line]:
+    every = {name: inference.difference(cell, cells[base]) for name, cell in cells.items() if name != base}
+    found = {name: item for name, item in every.items() if item.summary.n}
+    corrected = inference.holm([item.p_t for item in found.values()])
+    return [Line(name, item, p) for (name, item), p in zip(found.items(), corrected, strict=True)]
+
+
+def _table(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> Table:
+    expected, n = stats.header_n(line.found.summary for line in found)
+    cells = zip(*(_cells(line, expected) for line in found), strict=True)
+    text = {head.format(n=n): list(column) for head, column in zip(HEADS, cells, strict=True)}
+    rows = pd.DataFrame(text, index=pd.Index([line.variant for line in found], name="method", dtype=object))
+    name = f"differences-to-{slug(base)}" + (f"-{slug(pair)}" if len(pairs(frame)) > 1 else "")
+    data = pd.DataFrame([_record(pair, base, line) for line in found])
+    return Table(name, f"To {base}, {pair}", _caption(frame, base, expected), rows.astype(object), data)
+
+
+def _cells(line: Line, expected: int) -> list[str]:
+    """A row, in the order of HEADS."""
+    found = line.found
+    return [
+        stats.explain(found.summary, "", expected, sign=True),
+        *map(_interval, (found.interval, found.bootstrap)),
+        *map(p_value, (found.p_t, line.p_holm, found.p_wilcoxon)),
+        stats.number(found.effect, 1, sign=True),
+        stats.number(found.better),
+    ]
+
+
+def _interval(bounds: Interval) -> str:
+    if math.isnan(bounds.low):
+        return stats.DASH
+    return f"[{stats.number(bounds.low, sign=True)}, {stats.number(bounds.high, sign=True)}]"
+
+
+def p_value(value: float) -> str:
+    """Three digits, never rounded to nought."""
+    return "< 0.001" if value < 0.001 else stats.number(value, 3)
+
+
+def _caption(frame: pd.DataFrame, base: str, n: int) -> str:
+    least = inference.least_p(n)
+    cannot = f" With {n} seeds Wilcoxon's p cannot be below {least:.3g}." if least > inference.ALPHA else ""
+    return (
+        f"Test top-1 with the last epoch's weights less that of {base} over common seeds (paired), mean ± sample "
+        "standard deviation. 95 % intervals of the mean: by Student's t, and bootstrap percentiles, which are too "
+        "narrow for few seeds. p: two-sided; Holm's is the paired t-test's corrected for all methods of the table. "
+        "d: mean over standard deviation of the differences. P(better): share of all pairs of runs in which the method "
+        f"beats {base}, ties half.{cannot} {budget(frame)}"
+    )
+
+
+def _record(pair: str, base: str, line: Line) -> dict[str, object]:
+    found = line.found
+    return {
+        "pair": pair,
+        "baseline": base,
+        "method": line.variant,
+        **found.summary._asdict(),
+        "t_low": found.interval.low,
+        "t_high": found.interval.high,
+        "bootstrap_low": found.bootstrap.low,
+        "bootstrap_high": found.bootstrap.high,
+        "p_t": found.p_t,
+        "p_holm": line.p_holm,
+        "p_wilcoxon": found.p_wilcoxon,
+        "effect": found.effect,
+        "better": found.better,
+    }

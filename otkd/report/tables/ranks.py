@@ -1,0 +1,75 @@
+"""Average rank of every method over the pairs of networks, with Friedman's and Nemenyi's tests."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from otkd.core.records import SweepInfo
+from otkd.report import inference, stats
+from otkd.report.frame import budget, pairs, variants
+from otkd.report.inference import Ranks
+from otkd.report.table import Table
+from otkd.report.tables.accuracy import lines
+from otkd.report.tables.differences import p_value
+
+TITLE = "Average rank over pairs"
+ORDER = 38
+
+
+def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
+    """The table; none below two pairs or three methods that have a figure on each."""
+    figures = means(frame)
+    return [_table(frame, figures)] if testable(figures) else []
+
+
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Pair × method: mean test top-1 with the last weights, of the methods that have one on every pair.
+
+    Pairs on which nothing has finished yet do not count.
+    """
+    found = {pair: {line.variant: line.cell.summary.mean for line in lines(frame, pair)} for pair in pairs(frame)}
+    return pd.DataFrame(found).T.dropna(how="all").dropna(axis=1)
+
+
+def testable(figures: pd.DataFrame) -> bool:
+    """Whether there is enough for Friedman's test."""
+    return len(figures) >= 2 and figures.shape[1] >= 3
+
+
+def _table(frame: pd.DataFrame, figures: pd.DataFrame) -> Table:
+    found = inference.ranks(figures)
+    best = str(found.average.index[0])
+    p_best = found.p_nemenyi[best]
+    text = {
+        "average rank": [stats.number(rank) for rank in found.average],
+        "mean top-1 % over pairs": [stats.number(figures[name].mean()) for name in found.average.index],
+        f"p, same as {best} (Nemenyi)": ["" if name == best else p_value(p_best[name]) for name in found.average.index],
+    }
+    rows = pd.DataFrame(text, index=pd.Index(found.average.index, name="method", dtype=object), dtype=object)
+    data = pd.DataFrame({"method": found.average.index, "average_rank": found.average.to_numpy()})
+    data["p_nemenyi_to_best"] = [float(p_best[name]) if name != best else math.nan for name in found.average.index]
+    data["p_friedman"], data["critical_difference"], data["pairs"] = found.p_friedman, found.critical, len(figures)
+    return Table("ranks", TITLE, _caption(frame, figures, found), rows, data)
+
+
+def _caption(frame: pd.DataFrame, figures: pd.DataFrame, found: Ranks) -> str:
+    lacking = [name for name in variants(frame) if name not in figures]
+    left_out = f" Left out, for want of a figure on some pair: {', '.join(lacking)}." if lacking else ""
+    return (
+        f"Ranks of mean test top-1 (last epoch's weights) on each of {len(figures)} pairs, 1 the best, averaged. "
+        f"{verdict(found)} Pairs count as independent; the test is rough for few of them.{left_out} {budget(frame)}"
+    )
+
+
+def verdict(found: Ranks) -> str:
+    """Friedman's test and Nemenyi's critical difference in a sentence."""
+    p_friedman = p_value(found.p_friedman)
+    p_friedman = p_friedman if p_friedman.startswith("<") else f"= {p_friedman}"
+    if not found.p_friedman < inference.ALPHA:  # nor where it is NaN: all alike on all pairs
+        return f"Friedman's test finds no difference between the methods (p {p_friedman}), so none is claimed."
+    return (
+        f"Friedman's test says that the methods differ (p {p_friedman}); average ranks more than "
+        f"{found.critical:.2f} apart differ at 5 % (Nemenyi)."
+    )

@@ -1,0 +1,37 @@
+"use strict";
+// A click on a column's name sorts the table by it, another turns the order round, a third brings the first order back.
+const figure = (cell) => {
+  const text = cell.textContent.trim().replaceAll("−", "-");
+  const found = text.match(/^(<\s*)?[[+]*(-?[\d.]+(?:e[-+]?\d+)?)/i);
+  return found ? Number(found[2]) - (found[1] ? 1e-12 : 0) : NaN;
+};
+const compare = (column, numeric, sign) => (left, right) => {
+  const [a, b] = [left.cells[column], right.cells[column]];
+  if (!numeric) return sign * a.textContent.localeCompare(b.textContent, undefined, { numeric: true });
+  const [x, y] = [figure(a), figure(b)];
+  if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // what has no figure comes last
+  return sign * (x - y);
+};
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+  const isApart = (row) => row.classList.contains("apart");
+  const rows = [...body.rows].filter((row) => !isApart(row));
+  if (rows.length < 2) continue;
+  heads.forEach((head, column) => {
+    const numeric = head.classList.contains("num");
+    const turns = numeric ? ["descending", "ascending", "none"] : ["ascending", "descending", "none"];
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = "sort by this column";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const next = turns[(turns.indexOf(head.getAttribute("aria-sort") ?? "none") + 1) % 3];
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      if (next !== "none") head.setAttribute("aria-sort", next);
+      const order = [...rows];
+      if (next !== "none") order.sort(compare(column, numeric, next === "ascending" ? 1 : -1));
+      body.append(...order);
+    });
+  });
+}
