@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import cycle, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from otkd.sweep.earlier import Pace, earlier, kinds, mean_pace, pace_of
 from otkd.sweep.plan import Plan, stage_epochs
 from otkd.sweep.search import Candidate, Study, configurations
 from otkd.sweep.spec import Resources
+from otkd.sweep.tried import Tried, keys_of, trials_of
 
 HERE = "this run"
 """Stands for the device of what is running now."""
@@ -242,16 +243,28 @@ def stages_of(plan: Plan, pending: Sequence[Trial], layout: Layout) -> list[list
     """What is left to train, by stages that follow each other; of a search one of the ways it may go."""
     stages = [*by_stage(pending)]
     if plan.studies:
-        tried = {study: _candidates(plan, study) for study in plan.studies}
-        trials = [item.trial for found in tried.values() for candidate in found for item in candidate.planned]
-        budget = plan.spec.search.budget
-        trials = trials[: budget.trials if budget else None]
+        tried = Tried(plan, layout)
+        drawn = {study: _candidates(plan, study) for study in plan.studies}
+        candidates = [*tried.open, *islice(_new(tried, drawn), tried.new)]
+        trials = [trial for candidate in candidates for trial in trials_of(candidate)]
         stages.append([trial for trial in trials if not layout.trial(trial.key).done])
-    if plan.studies and plan.spec.search.final:
-        stages += by_stage(
-            plan.final({study: found[0].values for study, found in tried.items() if found}).pending(layout)
-        )
+        if plan.spec.search.final:
+            stood_for = plan.final({study: found[0].values for study, found in drawn.items() if found})
+            final = stood_for if tried.is_left or tried.final is None else tried.final
+            stages += by_stage(final.pending(layout))
     return stages
+
+
+def _new(tried: Tried, drawn: Mapping[Study, Sequence[Candidate]]) -> Iterator[Candidate]:
+    """Configurations that the search may yet begin, the studies in turns, as the search takes them."""
+    begun = {key for standing in tried.standings for key in keys_of(standing.candidate)}
+    left = [
+        [candidate for candidate in found if not keys_of(candidate) & begun]
+        for study, found in drawn.items()
+        if study not in tried.over
+    ]
+    for turn in zip_longest(*left):
+        yield from (candidate for candidate in turn if candidate is not None)
 
 
 def _candidates(plan: Plan, study: Study) -> list[Candidate]:

@@ -82,6 +82,11 @@ class Tried:
         return not set(ready(self._plan, self._layout)) <= self.over
 
     @property
+    def open(self) -> list[Candidate]:
+        """The configurations that have begun and are left to train."""
+        return [s.candidate for s in self.standings if not _is_settled(s, self._layout)]
+
+    @property
     def new(self) -> int:
         """How many more configurations the search may begin, at most: hours and targets are not foreseen."""
         spec, begun = self._plan.spec, [s for s in self.standings if s.candidate.study not in self.over]
@@ -96,11 +101,10 @@ class Tried:
     def to_come(self) -> ToCome:
         """The trials that are left of the search and after it, at most."""
         spec = self._plan.spec
-        open_ = sum(not _is_settled(standing, self._layout) for standing in self.standings)
         teachers = {cast.teacher.trial.key for cast in self._plan.casts}
         final = spec.search.final
         finals = len(teachers) + len(self._plan.studies) * final.seeds if final and self._plan.studies else 0
-        return ToCome((self.new + open_) * len(spec.seeds), finals)
+        return ToCome((self.new + len(self.open)) * len(spec.seeds), finals)
 
     @cached_property
     def final(self) -> Plan | None:

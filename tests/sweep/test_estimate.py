@@ -16,6 +16,7 @@ from otkd.sweep.estimate import Clock, Machine, Paces, Task, images, makespan, m
 from otkd.sweep.journal import journal_file
 from otkd.sweep.plan import make
 from otkd.sweep.search import draw
+from otkd.sweep.searchers import Begun, Ending, Log
 from otkd.sweep.show import show_plan
 from otkd.sweep.spec import load
 from otkd.track.jsonl import JsonlSink
@@ -246,6 +247,20 @@ def test_of_an_optuna_search_random_configurations_stand_in_also_where_some_do_n
     with pytest.raises(ConfigError, match="below 2 images"):
         plan.candidate(plan.studies[0], 0, draw(plan.studies[0], 0, 6))
     assert [len(trials) for trials in stages_of(plan, plan.pending(layout), layout)] == [1, 0, 6, 1, 2]
+
+
+@pytest.mark.parametrize(("budget", "left"), [({}, ["kd"] * 2 + ["student"]), ({"budget": {"trials": 3}}, ["kd", "student"])])
+def test_what_a_search_has_stopped_is_not_left_and_its_budget_goes_round(sweep_file, layout, budget, left):
+    space = {"methods.kd.kd.weight": {"uniform": [1, 2]}}
+    search = {"kind": "random", "space": space, "samples": 3, "scheduler": "asha", **budget}
+    plan = make(load(sweep_file(search=search, methods={"kd": {"kd": 1}, "student": {"ce": 1}}, seeds=[0])))
+    kd = plan.studies[0]
+    (first, *_), log = plan.known(kd), Log(layout, plan.info.key)
+    log.append(Begun(study=kd.title, number=first.number, values=first.values))
+    assert len(stages_of(plan, [], layout)[2]) == len(left) + 1, "it has begun"
+    log.append(Ending(study=kd.title, number=first.number, status="pruned", reports=()))
+    found = [next(iter(set(trial.objective) - {"ce"}), "student") for trial in stages_of(plan, [], layout)[2]]
+    assert sorted(found) == left
 
 
 def test_a_plan_counts_no_students_that_its_search_has_not_drawn(sweep_file, layout):
