@@ -17,6 +17,10 @@ class Record(StrictModel):
     model_config = {"allow_inf_nan": True, "ser_json_inf_nan": "constants"}
 
 
+ENDED = ("finished", "diverged")
+"""States after which a trial is not run again."""
+
+
 class EpochRecord(Record):
     """One epoch of one trial."""
 

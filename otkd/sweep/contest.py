@@ -15,12 +15,11 @@ from otkd.core.records import EpochRecord, TrialResult
 from otkd.core.trial import Trial
 from otkd.sweep.plan import Plan
 from otkd.sweep.runner import Listener
-from otkd.sweep.search import Candidate, Search, Study, order
+from otkd.sweep.search import Candidate, Search, order
 from otkd.sweep.searchers import Begun, Ending, Log, Over, Report, proposer, rounds
 from otkd.sweep.tried import (
     Standing,
     Tried,
-    Winner,
     grown,
     has_failed,
     id_of,
@@ -28,7 +27,6 @@ from otkd.sweep.tried import (
     keys_of,
     rules,
     trials_of,
-    winners,
     without,
 )
 
@@ -144,10 +142,6 @@ class Contest:
     def conclude(self) -> None:
         """Put down that nothing more is to begin."""
         self._log.append(Over(rules=rules(self.search), studies=tuple(self._studies)))
-
-    def winners(self) -> dict[Study, Winner]:
-        """The best configuration of each study that has one; of equals the first."""
-        return winners(self.standings.values(), self.layout)
 
     @property
     def _spent(self) -> bool:

@@ -12,8 +12,8 @@ from otkd.sweep.contest import Contest, Status, Witness
 from otkd.sweep.local import LocalRunner
 from otkd.sweep.plan import Plan
 from otkd.sweep.runner import Listener, Runner, fail, threads
-from otkd.sweep.search import Search, Study
-from otkd.sweep.tried import Standing, Winner, id_of, ready
+from otkd.sweep.search import Search
+from otkd.sweep.tried import Standing, id_of, ready
 
 if TYPE_CHECKING:
     from otkd.train import Environment
@@ -34,15 +34,12 @@ def expect_possible(search: Search, runner: Runner) -> None:
         )
 
 
-def search(plan: Plan, runner: Runner, listener: Listener, layout: Layout) -> dict[Study, Winner]:
+def search(plan: Plan, runner: Runner, listener: Listener, layout: Layout) -> None:
     """Train the configurations of a plan; what earlier sessions have found out stands.
 
     Args:
         plan: studies whose teacher could not be trained are left alone.
         listener: hears of every trial; of one that is stopped as `pruned`.
-
-    Returns:
-        The winner of each study that has one.
 
     Raises:
         StorageError: the disk refuses; the same command goes on from there.
@@ -55,7 +52,6 @@ def search(plan: Plan, runner: Runner, listener: Listener, layout: Layout) -> di
         _side_by_side(contest, runner, witness)
     if not layout.stop.exists():
         contest.conclude()
-    return contest.winners()
 
 
 def _side_by_side(contest: Contest, runner: Runner, witness: Witness) -> None:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from otkd.core import names
+from otkd.core.records import ENDED
 from otkd.track.store import Store, pages, tagged
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-ENDED = ("finished", "diverged")
-"""States after which a trial is not run again."""
 
 SETTLED = (*ENDED, "pruned")
 """States after which a run has everything, and stays as it is until somebody goes on with the trial."""
@@ -25,6 +23,8 @@ class Found:
     id: str
     state: str
     """How the trial ended; empty when it did not, or when its run is not complete."""
+    ended: int = 0
+    """When the run ended, in milliseconds since 1970."""
 
 
 def found_in(store: Store) -> dict[str, Found]:
@@ -44,4 +44,4 @@ def found_in(store: Store) -> dict[str, Found]:
 def as_found(run: Run) -> Found:
     """What a run says of how its trial ended; tags of a run that is not ended may be ahead of the rest."""
     ended = run.info.status in ("FINISHED", "FAILED")
-    return Found(run.info.run_id, run.data.tags.get(names.TAG_STATUS, "") if ended else "")
+    return Found(run.info.run_id, run.data.tags.get(names.TAG_STATUS, "") if ended else "", run.info.end_time or 0)

@@ -11,11 +11,8 @@ from time import time
 from typing import Any
 
 from otkd.core.errors import StorageError
-from otkd.core.records import EpochRecord, TrialResult
+from otkd.core.records import ENDED, EpochRecord, TrialResult
 from otkd.core.trial import Trial
-
-FINAL = ("finished", "diverged")
-"""States after which a trial is not run again."""
 
 
 class JsonlSink:
@@ -59,7 +56,7 @@ class JsonlSink:
         for record in result.epochs:
             self.epoch(record)
         self.open.discard(result.key)
-        if self._ended.get(result.key) not in (result.status, *FINAL):
+        if self._ended.get(result.key) not in (result.status, *ENDED):
             self._append({"event": "finish", **result.model_dump(exclude={"epochs"})})
             if result.status != "failed":
                 self._ended[result.key] = result.status

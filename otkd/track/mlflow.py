@@ -13,17 +13,16 @@ from mlflow.entities import RunTag
 from otkd.core import names
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
-from otkd.core.records import EpochRecord, SweepInfo, TrialResult
+from otkd.core.records import ENDED, EpochRecord, SweepInfo, TrialResult
 from otkd.core.trial import Trial
 from otkd.track.events import ROOM, Described, Interrupted, Opened, started
-from otkd.track.found import ENDED, SETTLED, found_in
+from otkd.track.found import SETTLED, found_in
+from otkd.track.notes import NOTE, NOTE_LIMIT
 from otkd.track.runs import TrialRuns
 from otkd.track.store import TAG_BEGUN, answers, begun, connect, refused, search, shown, tagged
 from otkd.track.writer import Writer
 
 logger = logging.getLogger("otkd.track")
-
-NOTE, NOTE_LIMIT = "mlflow.note.content", 8000
 
 DESCRIBE_S = 5.0
 """Seconds between two descriptions of a sweep that grows."""
@@ -62,8 +61,8 @@ class MlflowSink:
         """Trials that have started and not ended."""
         self._ended: dict[str, str] = {}
         """Trial → how it has ended, of those that have."""
-        self._stored = {key: one.state for key, one in found.items()}
-        """Trial → how the store has it, of those that have not begun again."""
+        self._stored = dict(found)
+        """Trial → its run as it was found, of those that have not begun again."""
         self._closed = self._reported = False
         self._runs = TrialRuns(self.store, info, self.run_id, layout, found)
         self._writer = Writer(self._runs.write, lambda: answers(self.store), self._runs.recall.has, pause, room)
@@ -80,8 +79,8 @@ class MlflowSink:
     def start(self, trial: Trial) -> None:
         """A trial begins, or goes on."""
         self._open.add(trial.key)
-        for ends in (self._ended, self._stored):
-            ends.pop(trial.key, None)
+        self._ended.pop(trial.key, None)
+        self._stored.pop(trial.key, None)
         self._writer.put(started(trial))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -161,7 +160,7 @@ class MlflowSink:
 
     def _kept(self, states: Container[str]) -> set[str]:
         """Trials whose end the store had when this sink was opened, and that were not begun again."""
-        return {key for key, state in self._stored.items() if state in states and not self._runs.set_aside(key, state)}
+        return {key for key, one in self._stored.items() if one.state in states and not self._runs.set_aside(key, one)}
 
     def _complete(self) -> bool:
         """Whether every trial of the sweep has ended. What was told is in the store by now."""

@@ -19,16 +19,17 @@ from pathlib import Path
 from time import time
 
 from mlflow.entities import Param, Run, RunTag
+from pydantic import ValidationError
 
 from otkd.core import names
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
-from otkd.core.records import EpochRecord, Label, SweepInfo, TrialResult
+from otkd.core.records import ENDED, EpochRecord, Label, SweepInfo, TrialResult
 from otkd.core.trial import Trial
 from otkd.track.entities import OF_A_KIND, Load, closing_tags, epoch_load, figures_load, loads, marker, millis, settings
 from otkd.track.events import SWEEP, Described, Event, Interrupted, Opened, Started, Written
 from otkd.track.extras import attach, note_of
-from otkd.track.found import ENDED, SETTLED, Found, as_found
+from otkd.track.found import SETTLED, Found, as_found
 from otkd.track.notes import NOTE
 from otkd.track.recall import Recall
 from otkd.track.store import Store, own, repository, search, tagged
@@ -233,15 +234,21 @@ class TrialRuns:
         return TrialRun(run.info.run_id, run.info.artifact_uri, tags=tags)
 
     def _reopen(self, key: str, found: Found) -> TrialRun:
-        if found.state in ENDED and not self.set_aside(key, found.state):
+        if found.state in ENDED and not self.set_aside(key, found):
             return TrialRun(found.id, ended=True)
         run = self.store.client.get_run(found.id)
         self._revive(run)
         return _opened(run)
 
-    def set_aside(self, key: str, state: str) -> bool:
-        """Whether a trial's end is a divergence after which it was, or is to be, trained again."""
-        return state == "diverged" and self.layout.trial(key).set_aside.exists()
+    def set_aside(self, key: str, found: Found) -> bool:
+        """Whether a run ended with a divergence after which its trial was, or is to be, trained again."""
+        file = self.layout.trial(key).set_aside
+        if found.state != "diverged" or not file.exists():
+            return False
+        try:
+            return found.ended <= millis(TrialResult.model_validate_json(file.read_bytes()).ended)
+        except ValidationError:
+            return True
 
     def _revive(self, run: Run) -> None:
         """Set a run running, and take back what its last attempt ended with."""

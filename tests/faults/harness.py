@@ -265,7 +265,8 @@ def check_journal(sweep: Sweep, keys: Iterable[str]) -> None:
     """Every epoch of every trial once, and one end."""
     epochs = Counter((event["key"], event["epoch"]) for event in sweep.journal("epoch"))
     assert epochs == Counter((key, epoch) for key in keys for epoch in range(1, EPOCHS + 1))
-    assert Counter(event["key"] for event in sweep.journal("finish")) == Counter(list(keys))
+    ends = Counter(event["key"] for event in sweep.journal("finish"))
+    assert ends == Counter(list(keys)), f"{sweep.journal('finish')}\n{sweep.output}"
 
 
 def check_weights(found: Mapping[str, dict[str, Tensor]], expected: Mapping[str, dict[str, Tensor]]) -> None:

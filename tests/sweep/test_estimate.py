@@ -249,7 +249,9 @@ def test_of_an_optuna_search_random_configurations_stand_in_also_where_some_do_n
     assert [len(trials) for trials in stages_of(plan, plan.pending(layout), layout)] == [1, 0, 6, 1, 2]
 
 
-@pytest.mark.parametrize(("budget", "left"), [({}, ["kd"] * 2 + ["student"]), ({"budget": {"trials": 3}}, ["kd", "student"])])
+@pytest.mark.parametrize(
+    ("budget", "left"), [({}, ["kd", "kd", "student"]), ({"budget": {"trials": 3}}, ["kd", "student"])]
+)
 def test_what_a_search_has_stopped_is_not_left_and_its_budget_goes_round(sweep_file, layout, budget, left):
     space = {"methods.kd.kd.weight": {"uniform": [1, 2]}}
     search = {"kind": "random", "space": space, "samples": 3, "scheduler": "asha", **budget}

@@ -459,14 +459,14 @@ def stand(plan, layout, vals, tests=None):
 def test_the_highest_mean_over_seeds_wins_whatever_the_test_images_say(planned, layout):
     vals = [(60.0, 60.0), (70.0, 55.0), (80.0, 40.0), (62.0, 63.0)]
     contest = stand(planned(RANDOM), layout, vals, tests=[(99.0, 99.0), (0.0, 0.0), (99.0, 99.0), (99.0, 99.0)])
-    [(study, winner)] = contest.winners().items()
+    [(study, winner)] = winners(contest.standings.values(), layout).items()
     assert study.method == "kd"
     assert (winner.candidate.number, winner.value, winner.finished) == (1, 62.5, True)
 
 
 def test_of_equals_the_first_wins_and_one_without_all_its_seeds_does_not(planned, layout):
     vals = [(99.0, None), (60.0, 61.0), (61.0, 60.0), (10.0, 10.0)]
-    [winner] = stand(planned(RANDOM), layout, vals).winners().values()
+    [winner] = winners(stand(planned(RANDOM), layout, vals).standings.values(), layout).values()
     assert winner.candidate.number == 1
 
 

@@ -584,7 +584,7 @@ def test_a_divergence_that_is_tried_again_reopens_its_run(sink: Any, invented: A
     first.close()
     folder = layout.trial(trial.key)
     folder.path.mkdir(parents=True)
-    folder.set_aside.write_text("{}")
+    folder.set_aside.write_text(say.result(trial.key, "diverged").model_dump_json())
     second = sink()
     assert second.finished() == set()
     second.start(trial)
@@ -595,6 +595,19 @@ def test_a_divergence_that_is_tried_again_reopens_its_run(sink: Any, invented: A
     second.close()
     run = by_key(layout)[trial.key]
     assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("FINISHED", "finished")
+    assert sink().finished() == {trial.key}
+
+
+def test_a_trial_that_diverges_again_is_known_to_have_ended(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial, first = invented.students[0], say.result(invented.students[0].key, "diverged", reason="loss is NaN")
+    for attempt in range(2):
+        writer = sink()
+        writer.start(trial)
+        writer.finish(first.model_copy(update={"ended": first.ended + attempt}))
+        writer.close()
+        layout.trial(trial.key).path.mkdir(parents=True, exist_ok=True)
+        layout.trial(trial.key).set_aside.write_text(first.model_dump_json())  # what was tried again is the first
+    assert by_key(layout)[trial.key].info.status == "FAILED"
     assert sink().finished() == {trial.key}
 
 
