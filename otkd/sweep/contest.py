@@ -74,9 +74,14 @@ class Contest:
             self._waiting.append(candidate)
         return None
 
+    def put_back(self, id_: str) -> None:
+        """A configuration that was to begin could not; it is the next one."""
+        self._busy.pop(id_)
+        self._waiting.append(self.standings[id_].candidate)
+
     @property
     def waits(self) -> bool:
-        """Whether configurations wait for others that train the same trials."""
+        """Whether configurations wait: for others that train the same trials, or for a worker."""
         return bool(self._waiting)
 
     def _candidates(self) -> Iterator[Candidate]:

@@ -308,16 +308,15 @@ class RayRunner:
             StorageError: nothing more can be written.
         """
         world = self.resources.gpus_per_trial
-        space = {
-            "cohort": tune.grid_search([[trial.model_dump_json() for trial in cohort] for cohort in cohorts]),
-            "environment": self.sent(cpu),
-            "world": world,
-            "here": self.address == HERE,
-        }
+        space = {"environment": self.sent(cpu), "world": world, "here": self.address == HERE}
         courier = Courier(listener, self, self.overseer(listener, lambda trial: cohort(trial.config)))
         # where nothing can be added, who asks ahead only makes Ray start workers that end unused, one for each trial
         ahead = self.slots(cpu) if self.address == HERE else None
-        self.fit(CohortTrainable, [self.bundle(cpu)] * world, space, courier, ahead)
+        left = [[trial.model_dump_json() for trial in cohort] for cohort in cohorts]
+        while left and not courier.stop_all():
+            space["cohort"] = tune.grid_search(left)
+            self.fit(CohortTrainable, [self.bundle(cpu)] * world, space, courier, ahead)
+            left = courier.take_unbegun()
         self.level(trial for members in cohorts for trial in members)
 
     def fit(
@@ -396,6 +395,11 @@ class Courier(tune.Callback, tune.Stopper):
     def __init__(self, listener: Listener, runner: RayRunner, overseer: Overseer) -> None:
         self._listener, self._runner, self._overseer = listener, runner, overseer
         self.refusal = ""
+        self._has_worker: dict[str, bool] = {}
+        """Tune's trial → False once its worker was lost, until it has another."""
+        self._unbegun: list[list[str]] = []
+        self._spared: set[str] = set()
+        """First trials of the cohorts that did not count as failed, once each."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings so that it could restore them elsewhere; the listener stays here."""
@@ -420,11 +424,44 @@ class Courier(tune.Callback, tune.Stopper):
         except StorageError as error:  # raised here it would reach the user as Tune's error, not as ours
             self.refusal = str(error)
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._has_worker[trial.trial_id] = True
+
+    def take_unbegun(self) -> list[list[str]]:
+        """The cohorts that Tune has given up since the last call, though they had no worker."""
+        unbegun, self._unbegun = self._unbegun, []
+        return unbegun
+
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._has_worker[trial.trial_id] = False
         self._listener.note(f"a worker was lost ({_reason(trial)}); its cohort goes on from the last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._overseer.ended(trial)
+        if not self._is_spared(trial):
+            self._fail(trial)
+            return
+        if trial.trial_id not in self._has_worker:  # otherwise it was told
+            self._listener.note(f"a worker was lost ({_reason(trial)}) before its cohort began; another one takes it")
+        self._give_back(trial)
+
+    def _is_spared(self, trial: Any) -> bool:
+        """Whether it is to be tried again by another of Tune's trials.
+
+        Tune gives a trial up whose worker is lost while it is being handed over by another trial, whatever may be
+        retried, and counts one loss twice then.
+        """
+        if self._has_worker.get(trial.trial_id, False):
+            return False
+        first = trial.config["cohort"][0]
+        known = first in self._spared
+        self._spared.add(first)
+        return not known
+
+    def _give_back(self, trial: Any) -> None:
+        self._unbegun.append(trial.config["cohort"])
+
+    def _fail(self, trial: Any) -> None:
         trials, lost = cohort(trial.config), TrialError(f"its worker was lost, again and again ({_reason(trial)})")
         try:
             self._runner.catch_up(trials)

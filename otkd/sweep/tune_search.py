@@ -161,8 +161,11 @@ class Umpire(Courier):
         elif status != "stopped":
             self._settle(trial, status, "")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        super().on_trial_error(iteration, trials, trial)
+    def _give_back(self, trial: Any) -> None:
+        self._contest.put_back(trial.config["id"])
+
+    def _fail(self, trial: Any) -> None:
+        super()._fail(trial)
         self._settle(trial, "failed", "its worker was lost")
 
     def _settle(self, trial: Any, status: Status, reason: str) -> None:
@@ -189,4 +192,6 @@ def run(contest: Contest, runner: RayRunner, witness: Witness) -> None:
     bundles = [runner.bundle(spec.resources.cpu)]
     options = {"search_alg": suggestions, "scheduler": scheduler, "num_samples": contest.most}
     runner.fit(CandidateTrainable, bundles, space, umpire, contest.most if ahead else 1, **options)
+    while contest.waits and not contest.layout.stop.exists():  # for a worker; Tune asks no more once told of the end
+        runner.fit(CandidateTrainable, bundles, space, umpire, contest.most if ahead else 1, **options)
     runner.level(planned.trial for standing in contest.standings.values() for planned in standing.candidate.planned)

@@ -37,3 +37,14 @@ def plan(sweep_file):
 @pytest.fixture
 def layout(tmp_path):
     return Layout(tmp_path / "runs")
+
+
+@pytest.fixture
+def node():
+    """A cluster of one core, so that one configuration is trained at a time."""
+    from ray.cluster_utils import Cluster
+
+    here = {"node_ip_address": "127.0.0.2"}  # nobody else reaches it
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **here})
+    yield made
+    made.shutdown()

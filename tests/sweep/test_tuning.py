@@ -635,17 +635,6 @@ def test_schedulers_stop_what_is_bad_and_find_the_winner_of_the_grid(planned, la
     assert SimpleNamespace(**journal(layout, "finish")[-1]).status in ("pruned", "finished")
 
 
-@pytest.fixture
-def node():
-    """A cluster of one core, so that one configuration is trained at a time."""
-    from ray.cluster_utils import Cluster
-
-    here = {"node_ip_address": "127.0.0.2"}  # nobody else reaches it
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **here})
-    yield made
-    made.shutdown()
-
-
 @pytest.mark.long
 def test_a_search_on_a_cluster_keeps_all_on_the_storage(sweep_file, layout, node, tmp_path):
     """Workers have folders of their own. A driver that knows nothing of it trains nothing of it again."""
