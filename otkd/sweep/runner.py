@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from otkd.core.errors import TrialError
 from otkd.core.layout import write_text
 from otkd.core.records import EpochRecord, MetricSink, TrialResult
 from otkd.core.trial import Trial
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 
 HERE = "local"
 """In place of a cluster's address: on this machine alone."""
-HOPELESS = ("ConfigError", "DataError", "DeadlineError")
+HOPELESS = ("ConfigError", "DataError", "DeadlineError", "WorkerLostError")
 """Errors that another attempt would meet again; the reason of a failure begins with the error's name."""
+
+
+class WorkerLostError(TrialError):
+    """A trial's workers were lost as often as may be."""
 
 
 class Listener(MetricSink, Protocol):

@@ -26,13 +26,13 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from otkd.core.errors import OtkdError, StorageError, TrialError
+from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.core.storage import Storage, opened, scratch
 from otkd.core.trial import Trial
 from otkd.sweep.cluster import CLAIM, TYPE, Relay, connect, expect_fit, leave, room
 from otkd.sweep.overseer import Overseer
-from otkd.sweep.runner import HERE, Listener, Mailbox, NoteHandler, deliver, fail, threads
+from otkd.sweep.runner import HERE, Listener, Mailbox, NoteHandler, WorkerLostError, deliver, fail, threads
 from otkd.sweep.spec import Resources
 from otkd.train import CohortTrainer, Environment
 from otkd.train.device import pick
@@ -462,7 +462,7 @@ class Courier(tune.Callback, tune.Stopper):
         self._unbegun.append(trial.config["cohort"])
 
     def _fail(self, trial: Any) -> None:
-        trials, lost = cohort(trial.config), TrialError(f"its worker was lost, again and again ({_reason(trial)})")
+        trials, lost = cohort(trial.config), WorkerLostError(f"its worker was lost, again and again ({_reason(trial)})")
         try:
             self._runner.catch_up(trials)
             fail(trials, lost, self._runner.environment, self._listener)

@@ -46,6 +46,18 @@ def deadly(trainable, trial):
     return Deadly
 
 
+def fatal(trainable, mark):
+    """One that ends its worker in its first epoch."""
+
+    class Fatal(trainable):
+        def step(self):
+            with mark.open("ab") as file:
+                file.write(b".")
+            os.kill(os.getpid(), 9)
+
+    return Fatal
+
+
 def let_die(monkeypatch, mark, times):
     fit = RayRunner.fit
     monkeypatch.setattr(RayRunner, "fit", lambda self, what, *w, **o: fit(self, dying(what, mark, times), *w, **o))
@@ -89,3 +101,17 @@ def test_a_cohort_that_always_ends_its_worker_fails(sweep_file, layout, node, mo
         trials[2].key: "finished",
     }
     assert len(results) == 3
+
+
+def test_a_trial_that_always_ends_its_worker_is_tried_as_often_as_the_file_says(
+    sweep_file, layout, node, tmp_path, monkeypatch
+):
+    mark, fit = tmp_path / "killed", RayRunner.fit
+    monkeypatch.setattr(RayRunner, "fit", lambda self, what, *w, **o: fit(self, fatal(what, mark), *w, **o))
+    resources = {"cpu": 1, "cohort": 1, "gpu": 0, "retries": 1}
+    plan = make(load(sweep_file(seeds=[0], resources=resources)))
+    progress = Progress(plan)
+    with RayRunner(Environment(layout=layout, device="cpu"), plan.spec.resources, node.address) as runner:
+        execute(plan, runner, Broadcast(progress, Mailbox()), progress, layout)
+    assert mark.stat().st_size == 2
+    assert [end.split(": ")[1] for end in outcome(plan, layout).failed] == ["WorkerLostError"]

@@ -20,7 +20,7 @@ from otkd.sweep.journal import read_session
 from otkd.sweep.local import LocalRunner
 from otkd.sweep.plan import make
 from otkd.sweep.results import failure_of
-from otkd.sweep.runner import Mailbox, fail, hopeless
+from otkd.sweep.runner import Mailbox, WorkerLostError, fail, hopeless
 from otkd.sweep.session import Options, Session
 from otkd.sweep.spec import load
 from otkd.train import Environment
@@ -255,6 +255,7 @@ def test_a_cohort_that_cannot_be_trained_has_failed_with_each_of_its_trials(layo
         ("DataError: unreadable", True),
         ("ConfigError: x: wrong", True),
         ("DeadlineError: late", True),
+        (f"{WorkerLostError.__name__}: again", True),
         ("RuntimeError: DataError: x", False),
         ("", False),
     ],
