@@ -13,7 +13,7 @@ import typer
 from otkd.cli.data import app as data_app
 from otkd.cli.options import DataDir, Debug, Runs, console_for
 from otkd.cli.streams import lasting
-from otkd.core.errors import OtkdError
+from otkd.core.errors import ConfigError, OtkdError, Problem
 from otkd.core.layout import Layout
 from otkd.sweep.stopping import end_in_order
 
@@ -118,6 +118,8 @@ def sweep(
     out = lasting(sys.stdout)
     layout, console = Layout(runs), console_for(lasting(sys.stderr) if as_json else out)
     made = _plan(sweep, profile, overrides, data_dir, layout)
+    if local:
+        _expect_local(made, str(sweep))
     from otkd.report.render import write_report
     from otkd.sweep.displays import JsonLines, for_person
     from otkd.sweep.run import outcome
@@ -311,6 +313,20 @@ def _plan(sweep: Path, profile: str, overrides: list[str] | None, data_dir: Path
     return make(load(sweep, profile, overrides or ()), data_dir, layout.cache)
 
 
+def _expect_local(plan: Plan, source: str) -> None:
+    """Refuse what needs Ray, before anything is read or written for it."""
+    problems = []
+    scheduler, processes = plan.spec.search.scheduler.name, plan.spec.resources.gpus_per_trial
+    if scheduler != "fifo":
+        text = f"{scheduler} is Ray's; leave --local out, or take fifo. What search.stop says holds without Ray, too."
+        problems.append(Problem("search.scheduler", text))
+    if processes > 1:
+        text = f"{processes} processes need Ray; leave --local out, or set it to 1."
+        problems.append(Problem("resources.gpus_per_trial", text))
+    if problems:
+        raise ConfigError(source, problems)
+
+
 def _reported(layout: Layout, name: str) -> bool:
     """Whether the report that lies there says what is on record now."""
     from otkd.report.render import is_current
@@ -372,9 +388,9 @@ def _show_table(layout: Layout, name: str, console: Console) -> None:
     from rich.table import Table
 
     from otkd.report.render import console as accuracy
-    from otkd.track.reader import read_sweep
+    from otkd.report.render import read
 
-    for pair, frame in accuracy(read_sweep(layout, name)).items():
+    for pair, frame in accuracy(*read(layout, name)).items():
         table = Table(*map(escape, ["", *map(str, frame.columns)]), title=escape(f"{name}: {pair}"))
         for method, row in frame.iterrows():
             table.add_row(escape(str(method)), *(escape(str(cell)) for cell in row))

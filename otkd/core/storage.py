@@ -1,7 +1,8 @@
 """A copy of trials' folders that all machines reach: at any path that fsspec knows (`s3://…`, `gs://…`, `/mnt/…`).
 
 The storage is what counts. Who takes a trial up makes its own folder the same as the one there, keeps checkpoints there
-as it goes, and leaves the result there last: a trial is done when its `result.json` is there, as in `runs/`.
+as it goes, and leaves the result there last: a trial is done when its `result.json` is there, as in `runs/`. What has
+ended in `runs/` and not there gets there; on a node that shares no `runs/`, what the storage does not know goes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Mirror:
     url: str | None = None
 
     def fetch(self, folder: TrialDir) -> None:
-        """Make a trial's folder what the storage has of it; a checkpoint stays where it has none."""
+        """Make a trial's folder what the storage has of it.
+
+        Where it has none, a checkpoint stays; a result in `runs/` stays, too, and gets there.
+        """
 
     def fetch_weights(self, path: Path) -> None:
         """Get weights from outside that are not here."""
@@ -86,6 +90,9 @@ class Storage(Mirror):
         there = self._names(folder)
         if folder.result.name in there and self._same(folder.result, self._at(folder, folder.result.name)):
             return  # it ended, and lies here already
+        if folder.done and folder.result.name not in there and not isinstance(folder, ScratchDir):
+            self._leave_anew(folder, there)
+            return
         for name in _result_last(folder, there):
             self._get(self._at(folder, name), folder.path / name)
         for path in _outdated(folder, there):
@@ -128,8 +135,7 @@ class Storage(Mirror):
             if ended and not folder.done:
                 self._take_over(folder)
             elif (folder.done and not ended) or (folder.checkpoint.exists() and not names):
-                self._known[folder.path.name] = dict.fromkeys(names, Stamp(-1, -1))
-                self.settle(folder)
+                self._leave_anew(folder, names)
         for path in weights:
             self._upload_once(path)
 
@@ -147,6 +153,11 @@ class Storage(Mirror):
             self.forget(folder)
         else:
             self.fetch(folder)
+
+    def _leave_anew(self, folder: TrialDir, there: Iterable[str]) -> None:
+        """Copy all of a trial, whatever the storage has of it."""
+        self._known[folder.path.name] = dict.fromkeys(there, Stamp(-1, -1))
+        self.settle(folder)
 
     def _copy(self, folder: TrialDir) -> None:
         """Copy what is new or has changed, and remove what is gone here."""
@@ -253,6 +264,17 @@ class Storage(Mirror):
             ) from error
 
 
+class ScratchDir(TrialDir):
+    """A trial's folder on a node that shares no `runs/`: what has ended is the storage's to know."""
+
+
+class Scratch(Layout):
+    """The folders of such a node."""
+
+    def trial(self, key: str) -> ScratchDir:
+        return ScratchDir(self.trials / key)
+
+
 class Fetcher:
     """A sink for drivers that share no `runs/` with their workers: gets what a trial has left before others hear of it.
 
@@ -290,7 +312,7 @@ def scratch(url: str, owner: str) -> Layout:
         owner: tells drivers apart, so that no two use one folder.
     """
     base = os.environ.get("OTKD_SCRATCH") or os.path.join(tempfile.gettempdir(), f"otkd-{os.getuid()}")
-    return Layout(Path(base) / digest([url, owner]))
+    return Scratch(Path(base) / digest([url, owner]))
 
 
 def _mirrored(folder: TrialDir) -> list[Path]:

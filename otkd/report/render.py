@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import io
+import os
 import re
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 
 from otkd.core import names, plugins
+from otkd.core.errors import OtkdError, TrackingError
 from otkd.core.layout import Layout, atomic, write_text
 from otkd.core.records import SweepInfo
 from otkd.core.trial import digest
@@ -93,12 +95,44 @@ def write_report(layout: Layout, name: str | None = None, references: Path | Non
         OtkdError: there is no such sweep, or `references` cannot be read.
         StorageError: the disk refuses.
     """
+    load_references(references)  # what is wrong with it is said before the sweep is read
+    record, epochs = read(layout, name)
+    return build(record, epochs, layout.reports / record.info.name, references)
+
+
+def read(layout: Layout, name: str | None = None) -> tuple[SweepRecord, pd.DataFrame]:
+    """A sweep (the last one without `name`), and its learning curves as `frame.epochs` gives them.
+
+    Raises:
+        OtkdError: there is no such sweep, or the store does not answer.
+    """
     from otkd.track import reader  # brings mlflow, which nothing else here needs
 
-    load_references(references)  # what is wrong with it is said before the sweep is read
-    record = reader.read_sweep(layout, name)
-    epochs = frame.epochs(record, lambda metric: reader.histories(layout, record, metric))
-    return build(record, epochs, layout.reports / record.info.name, references)
+    record = _record(layout, name)
+    return record, frame.epochs(record, lambda metric: reader.histories(layout, record, metric))
+
+
+def _record(layout: Layout, name: str | None) -> SweepRecord:
+    from otkd.track import reader
+
+    try:
+        return reader.read_sweep(layout, name)
+    except TrackingError as error:  # names the store
+        raise OtkdError(f"{error}{_was_here(layout, name)}") from error
+    except OtkdError as error:
+        store = "the store of MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else layout.database
+        raise OtkdError(f"{store}: {error}{_was_here(layout, name)}") from error
+
+
+def _was_here(layout: Layout, name: str | None) -> str:
+    """What to do about a sweep of this folder that the store does not have; empty where there was none."""
+    plans = sorted(layout.records.glob("*.plan.json"))
+    found = [plan for plan in plans if name in (None, plan.name.removesuffix(".plan.json"))]
+    if not found:
+        return ""
+    return (
+        f" {found[0]} says that it was run here: if it was recorded elsewhere, set MLFLOW_TRACKING_URI as it was then."
+    )
 
 
 def build(record: SweepRecord, epochs: pd.DataFrame | None, folder: Path, references: Path | None = None) -> Report:
@@ -120,7 +154,7 @@ def build(record: SweepRecord, epochs: pd.DataFrame | None, folder: Path, refere
     for path, content in files.items():
         _write(folder / path, content)
     paths = tuple(folder / path for path in files)
-    return Report(folder, folder / "report.html", paths, headline(record), tuple(contents.problems))
+    return Report(folder, folder / "report.html", paths, headline(record, epochs), tuple(contents.problems))
 
 
 def is_current(folder: Path, record: SweepRecord) -> bool:
@@ -162,22 +196,26 @@ def compose(record: SweepRecord, epochs: pd.DataFrame | None, references: Path |
     return Contents(record.info, trials, summary.sentences(trials), ordered, problems)
 
 
-def console(record: SweepRecord) -> dict[str, pd.DataFrame]:
+def console(record: SweepRecord, epochs: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
     """The accuracy table as text for the terminal: pair → a row per method; empty where there is no student."""
-    found = _accuracy(record)
+    found = _accuracy(frame.trials(record, epochs), record.info)
     return {pair: found[0].frame[pair] for pair in found[0].frame.columns.unique(0)} if found else {}
 
 
-def headline(record: SweepRecord) -> str:
+def headline(record: SweepRecord, epochs: pd.DataFrame | None = None) -> str:
     """Progress and the accuracy table as Markdown, for the parent run's note."""
-    trials = frame.trials(record)
+    trials = frame.trials(record, epochs)
     parts = [formats.md(line) for line in summary.sentences(trials)]
-    parts += [part for table in _accuracy(record)[:1] for part in (formats.markdown(table), formats.md(table.caption))]
+    parts += [
+        part
+        for table in _accuracy(trials, record.info)[:1]
+        for part in (formats.markdown(table), formats.md(table.caption))
+    ]
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracy(record: SweepRecord) -> list[Table]:
-    found: list[Table] = plugins.load("tables", "accuracy").table(frame.trials(record), record.info)
+def _accuracy(trials: pd.DataFrame, info: SweepInfo) -> list[Table]:
+    found: list[Table] = plugins.load("tables", "accuracy").table(trials, info)
     return found
 
 

@@ -8,9 +8,13 @@ no reader shall begin to.
 
 from __future__ import annotations
 
+import math
+from statistics import fmean
+
 import pandas as pd
 
 from otkd.core import names
+from otkd.report.inference import DIGITS
 
 SEARCH, FINAL = "search", "final"
 STUDY = ["pair", "method"]
@@ -53,7 +57,7 @@ def configurations(frame: pd.DataFrame) -> pd.DataFrame:
     keys = [rows[name] for name in CONFIGURATION]
     found = pd.DataFrame(
         {
-            "val": rows[VAL].groupby(keys, sort=False).mean(),
+            "val": rows[VAL].groupby(keys, sort=False).agg(_mean),
             "finished": rows["status"].eq("finished").groupby(keys, sort=False).all(),
             "stopped": rows["status"].isin(["finished", "pruned"]).groupby(keys, sort=False).all(),
             "open": rows["status"].isin(["running", "missing"]).groupby(keys, sort=False).any(),
@@ -88,6 +92,12 @@ def progress(frame: pd.DataFrame) -> list[str]:
         f"The search has tried {len(found)} configuration{'s' * (len(found) != 1)} in {studies} "
         f"stud{'ies' if studies != 1 else 'y'}, {whole} of them to the end of training."
     ]
+
+
+def _mean(values: pd.Series) -> float:
+    """The mean of the values that are numbers, without the rounding of floats, which would break ties."""
+    known = values.dropna()
+    return round(fmean(known), DIGITS) if len(known) else math.nan
 
 
 def _student(frame: pd.DataFrame) -> pd.Series:

@@ -94,13 +94,13 @@ def _verdicts(base: str, found: list[Difference]) -> str:
     better = [_on_pairs(name, group, by_method[name], 1) for name, group in told.items()]
     worse = [_on_pairs(name, group, by_method[name], -1) for name, group in told.items()]
     parts = {
-        f"better than {base}": list(filter(None, better)),
+        "better": list(filter(None, better)),
         "worse": list(filter(None, worse)),
         "within noise": [name for name in silent if _tested(by_method[name])],
         "cannot be tested": [name for name in silent if not _tested(by_method[name])],
     }
     words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in parts.items() if names)
-    return f"By the paired t-test, Holm-corrected over the methods of a pair, at 5 %, {words}."
+    return f"Against {base}, by the paired t-test, Holm-corrected over the methods of a pair, at 5 %, {words}."
 
 
 def _tested(group: list[Difference]) -> bool:

@@ -11,17 +11,15 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from otkd.core import names
+from otkd.core.errors import StorageError
 from otkd.core.records import EpochRecord, TrialResult
 from otkd.core.trial import Trial
-from otkd.sweep.runner import hopeless
-from otkd.sweep.searchers import Report
+from otkd.sweep.runner import HOPELESS, hopeless
+from otkd.sweep.searchers import MAIN, Report, report_of
 from otkd.train import CohortTrainer, Environment, checkpoint
+from otkd.train.distributed import GroupError
 
 log = logging.getLogger("otkd")
-
-MAIN = "train"
-"""The stage that configurations are judged by."""
 
 Status = Literal["running", "finished", "diverged", "failed", "stopped"]
 
@@ -29,15 +27,15 @@ Status = Literal["running", "finished", "diverged", "failed", "stopped"]
 class Seed:
     """One trial of a configuration."""
 
-    def __init__(self, trial: Trial, environment: Environment) -> None:
-        self.trial = trial
+    def __init__(self, trial: Trial, environment: Environment, retries: int = 0) -> None:
+        self.trial, self.retries, self._environment = trial, retries, environment
         self.trainer: CohortTrainer | None = None
         self.result: TrialResult | None = None
         self.before: list[EpochRecord] = []
         """Epochs of stages before the main one."""
         self.main: list[EpochRecord] = []
         """Epochs of the main stage, in order."""
-        self._look(environment)
+        self._look()
 
     @property
     def status(self) -> Status:
@@ -54,9 +52,12 @@ class Seed:
             self.remember(self.trainer.step())
         self.result = self.trainer.results.get(self.trial.key)
 
-    def again(self) -> None:
+    def again(self, reason: str) -> None:
         """Begin once more, from the last checkpoint."""
+        log.warning("%s failed; it is tried again (%s)", self.trial.key, reason.partition("\n")[0])
+        self.retries -= 1
         self.trainer = self.result = None
+        self._look()
 
     def remember(self, records: Iterable[EpochRecord]) -> None:
         """Keep epochs that are new: after another beginning some come again."""
@@ -65,10 +66,10 @@ class Seed:
             if (record.stage, record.epoch) not in {(old.stage, old.epoch) for old in kept}:
                 kept.append(record)
 
-    def _look(self, environment: Environment) -> None:
+    def _look(self) -> None:
         """Find out how far it has come before."""
-        folder = environment.layout.trial(self.trial.key)
-        environment.mirror.fetch(folder)
+        folder = self._environment.layout.trial(self.trial.key)
+        self._environment.mirror.fetch(folder)
         if folder.done:
             self.result = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
             self.remember(self.result.epochs)
@@ -83,7 +84,8 @@ class Seeds:
         trials: which differ in their seed alone.
         environment: where they lie.
         make: gives the trainer of one trial, which tells its sink of every epoch that it trains.
-        retries: how often a trial that fails is begun again.
+        retries: how often each trial that fails is begun again.
+        lost: errors that are none of a trial's own, and are raised.
 
     Raises:
         OtkdError: a result on disk is damaged, or the storage refuses.
@@ -95,9 +97,11 @@ class Seeds:
         environment: Environment,
         make: Callable[[Trial], CohortTrainer],
         retries: int = 0,
+        lost: tuple[type[Exception], ...] = (),
     ) -> None:
-        self._make, self._retries = make, retries
-        self._seeds = [Seed(trial, environment) for trial in trials]
+        self._make = make
+        self._lost: tuple[type[Exception], ...] = (StorageError, GroupError, *lost)
+        self._seeds = [Seed(trial, environment, retries) for trial in trials]
         self._reported = 0
         self.known = [record for seed in self._seeds if seed.result is None for record in (*seed.before, *seed.main)]
         """Epochs of earlier sessions, of trials that have not ended."""
@@ -105,7 +109,7 @@ class Seeds:
     @property
     def status(self) -> Status:
         """`running` while there is something to report or to train; `finished` when every seed has."""
-        if self._reported < self._reached:
+        if self._reported < self.reached:
             return "running"
         found = [seed.status for seed in self._seeds]
         worst: tuple[Status, ...] = ("stopped", "failed", "diverged", "running")
@@ -117,12 +121,12 @@ class Seeds:
         Returns:
             How the configuration stands, when all seeds have come an epoch further.
         """
-        if self._reported == self._reached:
+        if self._reported == self.reached:
             self._train()
-        if self._reported == self._reached:
+        if self._reported == self.reached:
             return None
         self._reported += 1
-        return self._report(self._reported)
+        return report_of([[*seed.before, *seed.main[: self._reported]] for seed in self._seeds])
 
     def save(self) -> None:
         """Write checkpoints of what is under way, so that others can go on from here."""
@@ -131,29 +135,23 @@ class Seeds:
                 seed.trainer.save()
 
     @property
-    def _reached(self) -> int:
+    def reached(self) -> int:
+        """The last epoch that all seeds have come to, whether it was reported or not."""
         return min(len(seed.main) for seed in self._seeds)
 
     def _train(self) -> None:
         behind = min((seed for seed in self._seeds if seed.status == "running"), key=lambda seed: len(seed.main))
-        behind.step(self._make)
-        if behind.status == "failed" and self._retries and behind.result and not hopeless(behind.result):
-            self._retries -= 1
-            log.warning("%s failed; it is tried again", behind.trial.key)
-            behind.again()
-
-    def _report(self, epoch: int) -> Report:
-        curves = [[record.metrics[names.VAL_TOP1] for record in seed.main[:epoch]] for seed in self._seeds]
-        records = [record for seed in self._seeds for record in (*seed.before, *seed.main[:epoch])]
-        seconds = sum(record.metrics[names.EPOCH_S] + record.metrics[names.EVAL_S] for record in records)
-        return Report(
-            epoch, _mean([curve[-1] for curve in curves]), _mean([max(curve) for curve in curves]), seconds / 3600
-        )
+        try:
+            behind.step(self._make)
+        except self._lost:
+            raise
+        except Exception as error:
+            if not behind.retries or type(error).__name__ in HOPELESS:
+                raise
+            behind.again(f"{type(error).__name__}: {error}")
+        if behind.status == "failed" and behind.retries and behind.result and not hopeless(behind.result):
+            behind.again(behind.result.reason)
 
 
 def _ended(result: TrialResult) -> Status:
     return "diverged" if result.status == "diverged" else "failed"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

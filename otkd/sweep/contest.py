@@ -5,18 +5,24 @@ It reads validation figures alone. Imports neither torch nor ray, so that a swee
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 from otkd.core.errors import ConfigError
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, TrialResult
 from otkd.core.trial import Trial
+from otkd.sweep.drawing import Drawing
+from otkd.sweep.journal import HEAD, journal_file
 from otkd.sweep.plan import Plan
+from otkd.sweep.results import result_of
 from otkd.sweep.runner import Listener
 from otkd.sweep.search import Candidate, Search, order
-from otkd.sweep.searchers import Begun, Ending, Log, Over, Report, proposer, rounds
+from otkd.sweep.searchers import Begun, Ending, Log, Over, Report, proposer, report_of, rounds
 from otkd.sweep.tried import (
     Standing,
     Tried,
@@ -49,13 +55,14 @@ class Contest:
         self._log = Log(layout, plan.info.key)
         self._studies = {study.title: study for study in plan.studies}
         self._proposers = {title: proposer(self.search, study) for title, study in self._studies.items()}
-        self._keys: dict[str, set[str]] = {title: set() for title in self._studies}
-        """Study → the trials that it has tried."""
+        self._drawings = {title: Drawing(self.search, study, plan.candidate) for title, study in self._studies.items()}
         self._busy: dict[str, set[str]] = {}
         """Configuration in training → its trials."""
         self._waiting: list[Candidate] = []
         self._recall()
-        self._again = iter(sorted(self.standings.values(), key=lambda standing: standing.earlier is None))
+        # those that have ended first, since others are compared with them; brackets are filled as they were
+        bracketed = self.search.scheduler.name == "hyperband"
+        self._again = iter(sorted(self.standings.values(), key=lambda s: s.earlier is None and not bracketed))
         orders = {title: order(self.search, study) for title, study in self._studies.items()}
         self._new = rounds(orders)
         self.most = len(self.standings) + sum(map(len, orders.values())) + 1
@@ -132,7 +139,7 @@ class Contest:
         standing = self.standings[id_]
         study, number = standing.candidate.study.title, standing.candidate.number
         ending = Ending(study=study, number=number, status=status, reports=tuple(standing.reports), reason=reason)
-        standing.ending = ending
+        standing.ending = ending = _lasting(standing.earlier, ending)
         self._busy.pop(id_, None)
         self._proposers[study].tell(number, ending)
         if standing.earlier is not None and _same(standing.earlier, ending):
@@ -189,25 +196,39 @@ class Contest:
         for standing in Tried(self.plan, self.layout).standings:
             candidate = standing.candidate
             self.standings[identity(candidate.study.title, candidate.number)] = standing
-            self._keys[candidate.study.title] |= keys_of(candidate)
+            self._drawings[candidate.study.title].recall(candidate)
             self._proposers[candidate.study.title].recall(candidate.number, candidate.values)
         if self.standings:
+            self._recall_open()
             self._present()
 
+    def _recall_open(self) -> None:
+        """Learn how those stood that have not ended: budgets and targets count them before they train on."""
+        left = [standing for standing in self.standings.values() if standing.earlier is None]
+        wanted = {key for standing in left for key in keys_of(standing.candidate)}
+        epochs = journalled(journal_file(self.layout, self.plan.info.name), wanted) if wanted else {}
+        for standing in left:
+            results = {trial.key: result_of(trial, self.layout) for trial in trials_of(standing.candidate)}
+            standing.heard = report_of(
+                [result.epochs if result is not None else epochs.get(key, ()) for key, result in results.items()]
+            )
+
     def _propose(self, title: str, number: int) -> Candidate | None:
-        """A new configuration, put down; None when it cannot be, or is like one that was tried."""
-        values = self._proposers[title].propose(number)
+        """A new configuration, put down; None when it cannot be, or all were tried."""
+        proposed = self._proposers[title].propose(number)
         candidate: Candidate | None
         try:
-            candidate = self.plan.candidate(self._studies[title], number, values)
+            candidate = self._drawings[title].take(number, proposed)
         except ConfigError as error:
             self.listener.note(f"{identity(title, number)} is left out: {error.problems[0]}")
             candidate = None
-        if candidate is None or keys_of(candidate) & self._keys[title]:
+        if candidate is None or candidate.values != proposed:
             self._proposers[title].tell(number, None)
+        if candidate is None:
             return None
-        self._log.append(Begun(study=title, number=number, values=values))
-        self._keys[title] |= keys_of(candidate)
+        if candidate.values != proposed:
+            self._proposers[title].recall(number, candidate.values)
+        self._log.append(Begun(study=title, number=number, values=candidate.values))
         self.standings[identity(title, number)] = Standing(candidate)
         self._present()
         return candidate
@@ -216,6 +237,20 @@ class Contest:
         """Tell the listener what the sweep consists of by now."""
         if (present := getattr(self.listener, "plan", None)) is not None:
             present(grown(self.plan, [standing.candidate for standing in self.standings.values()]))
+
+
+def journalled(path: Path, keys: Set[str]) -> dict[str, list[EpochRecord]]:
+    """The epochs of some trials in a sweep's journal, each once."""
+    found: dict[str, dict[tuple[str, int], EpochRecord]] = {}
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            head = HEAD.match(line)
+            if head is not None and head[1] == b"epoch" and head[2].decode() in keys and line.endswith(b"\n"):
+                fields = json.loads(line)
+                del fields["event"]
+                record = EpochRecord.model_validate(fields)
+                found.setdefault(record.key, {})[record.stage, record.epoch] = record
+    return {key: list(records.values()) for key, records in found.items()}
 
 
 class Witness:
@@ -255,6 +290,12 @@ def _pruned(trial: Trial, reason: str, records: Sequence[EpochRecord]) -> TrialR
     return TrialResult(
         key=trial.key, status="pruned", epochs=tuple(records), started=min(times), ended=max(times), reason=reason
     )
+
+
+def _lasting(earlier: Ending | None, ending: Ending) -> Ending:
+    """How a configuration has ended: one that was trained to its end, or stopped, does not lose epochs again."""
+    stands = earlier is not None and earlier.status in ("finished", "pruned")
+    return earlier if earlier is not None and stands and len(ending.reports) < len(earlier.reports) else ending
 
 
 def _same(left: Ending, right: Ending) -> bool:

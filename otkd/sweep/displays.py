@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from otkd.sweep.live import Display, Happening, Row, View, duration, speed
-from otkd.sweep.tally import SEARCH, Best, reached, top1
+from otkd.sweep.tally import SEARCH, Best, Stage, reached, top1
 
 LINE_EVERY_S = 10.0
 """Seconds between plain progress lines."""
@@ -140,7 +140,7 @@ def render(view: View) -> Group:
     if view.rows:
         parts.append(_running(view.rows))
     if view.best:
-        parts.append(_best(view.best))
+        parts.append(_best(view.best, "best" if view.over else "best so far"))
     return Group(*parts)
 
 
@@ -152,13 +152,16 @@ def summary(view: View) -> str:
 
 
 def _stages(view: View) -> str:
-    """A search is shown without the trials that it has not drawn yet."""
-    return ", ".join(
-        f"{stage.name} {stage.ended} of {stage.trials} so far"
-        if stage.name == SEARCH
-        else f"{stage.name} {stage.ended}/{stage.trials}"
-        for stage in view.stages
-    )
+    return ", ".join(f"{stage.name} {_share(stage, view)}" for stage in view.stages)
+
+
+def _share(stage: Stage, view: View) -> str:
+    """How much of a stage has ended; of a search nobody knows before its end how much it will draw."""
+    if stage.name != SEARCH or view.over or view.searched == stage.trials:
+        return f"{stage.ended}/{stage.trials}"
+    if view.searched is None:
+        return f"{stage.ended} of {stage.trials} so far"
+    return f"{stage.ended} of at most {max(view.searched, stage.trials)}"
 
 
 def _slots(view: View) -> str:
@@ -192,10 +195,10 @@ def _progress(row: Row) -> tuple[str, str, str, str]:
     return reached(record), shown, "" if images is None else f"{images:,.0f}", left
 
 
-def _best(methods: tuple[Best, ...]) -> Table:
+def _best(methods: tuple[Best, ...], heading: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("best so far", "top-1", "n", "measured on"):
-        table.add_column(heading)
+    for name in (heading, "top-1", "n", "measured on"):
+        table.add_column(name)
     for best in methods[:METHODS]:
         table.add_row(Text(best.title), f"{best.top1:.2f} %", str(best.seeds), best.rule)
     if len(methods) > METHODS:

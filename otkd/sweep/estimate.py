@@ -244,15 +244,20 @@ def stages_of(plan: Plan, pending: Sequence[Trial], layout: Layout) -> list[list
     stages = [*by_stage(pending)]
     if plan.studies:
         tried = Tried(plan, layout)
-        drawn = {study: _candidates(plan, study) for study in plan.studies}
+        drawn = drawn_of(plan)
         candidates = [*tried.open, *islice(_new(tried, drawn), tried.new)]
         trials = [trial for candidate in candidates for trial in trials_of(candidate)]
         stages.append([trial for trial in trials if not layout.trial(trial.key).done])
         if plan.spec.search.final:
-            stood_for = plan.final({study: found[0].values for study, found in drawn.items() if found})
-            final = stood_for if tried.is_left or tried.final is None else tried.final
-            stages += by_stage(final.pending(layout))
+            stages += by_stage(final_of(plan, tried, drawn).pending(layout))
     return stages
+
+
+def final_of(plan: Plan, tried: Tried, drawn: Mapping[Study, Sequence[Candidate]]) -> Plan:
+    """What follows a search: its winners again, or others in their place as long as it is not over."""
+    if tried.final is not None and not tried.is_left:
+        return tried.final
+    return plan.final({study: found[0].values for study, found in drawn.items() if found})
 
 
 def _new(tried: Tried, drawn: Mapping[Study, Sequence[Candidate]]) -> Iterator[Candidate]:
@@ -265,6 +270,11 @@ def _new(tried: Tried, drawn: Mapping[Study, Sequence[Candidate]]) -> Iterator[C
     ]
     for turn in zip_longest(*left):
         yield from (candidate for candidate in turn if candidate is not None)
+
+
+def drawn_of(plan: Plan) -> dict[Study, list[Candidate]]:
+    """The configurations of each study, or such as may stand for them."""
+    return {study: _candidates(plan, study) for study in plan.studies}
 
 
 def _candidates(plan: Plan, study: Study) -> list[Candidate]:

@@ -19,6 +19,8 @@ from otkd.core.records import SweepInfo
 STALE_S = 3600.0
 """Files on their way to their place are left behind by a crash when they are older than this, in seconds."""
 TEMPORARY = (".*.tmp", ".token-*")
+GOES_ON = ("start", "failed")
+"""Last events of a trial that the next session of its sweep may go on with."""
 DOWNLOADS = "downloads"
 """The folder in `cache/` that is no data set's own."""
 
@@ -43,7 +45,7 @@ class Names(NamedTuple):
     datasets: frozenset[str] | None
     """None where it is not known."""
     pruned: frozenset[str]
-    """Trials that a search stopped, and nobody went on with."""
+    """Trials that a search stopped, and nobody went on with since; none that failed, which may be tried again."""
 
 
 def find(layout: Layout, *, superseded: bool = True, weights: bool = False) -> list[Waste]:
@@ -103,9 +105,9 @@ def recorded(layout: Layout) -> Names:
 
 
 def _pruned(journals: Iterable[dict[str, str]]) -> set[str]:
-    """Trials that a search stopped and no other sweep has begun since."""
+    """Trials that a search stopped and no other sweep has begun since, nor failed at."""
     ends = [end for last in journals for end in last.items()]
-    return {key for key, event in ends if event == "pruned"} - {key for key, event in ends if event == "start"}
+    return {key for key, event in ends if event == "pruned"} - {key for key, event in ends if event in GOES_ON}
 
 
 def _info(path: Path) -> SweepInfo:
@@ -145,7 +147,7 @@ def _folders(layout: Layout) -> list[TrialDir]:
 
 
 def _is_pruned(folder: TrialDir, names: Names) -> bool:
-    return folder.path.name in names.pruned and not folder.done
+    return folder.path.name in names.pruned and not (folder.done or folder.failed.exists())
 
 
 def _superseded(layout: Layout, folders: list[TrialDir], names: Names, weights: bool) -> list[Waste]:

@@ -63,6 +63,8 @@ class Session(StrictModel):
     slots: int = 0
     left_s: float | None = None
     """Seconds until the sweep ends, when this was written."""
+    searched: int | None = None
+    """Trials that its search has at most; None where it is not known."""
     events: tuple[Event, ...] = ()
     ended: Ending = ""
     reason: str = ""
@@ -125,7 +127,7 @@ class SessionFile:
         self._events: deque[Event] = deque(maxlen=EVENTS)
         self._written, self._lock = time.monotonic(), RLock()
         self._stale = False
-        """Whether other slots are busy than the file says."""
+        """Whether other slots are busy than the file says, or the search may name other trials."""
         self._write()
 
     def say(self, happening: Happening) -> None:
@@ -136,7 +138,7 @@ class SessionFile:
     def _say(self, happening: Happening) -> None:
         if happening.text:
             self._events.append(Event(time=time.time(), text=happening.text))
-        self._stale = self._stale or happening.kind == "start"
+        self._stale = self._stale or happening.kind in ("stage", "start")
         if happening.kind == "stage":
             self._change(stage=happening.facts["stage"], slots=happening.facts["slots"], left_s=None)
         elif happening.kind == "end":
@@ -150,7 +152,7 @@ class SessionFile:
             self._stale, now = False, view()
             with self._lock:
                 if not self._session.ended:
-                    self._change(busy=now.busy, slots=now.slots, left_s=now.left_s)
+                    self._change(busy=now.busy, slots=now.slots, left_s=now.left_s, searched=now.searched)
 
     def close(self) -> None:
         """`say` has written the end."""

@@ -57,6 +57,10 @@ class View(NamedTuple):
     best: tuple[Best, ...]
     left_s: float | None
     """Seconds until the sweep ends, where that can be told."""
+    searched: int | None = None
+    """Trials that its search has at most; None where it is not known."""
+    over: bool = False
+    """Whether all has ended."""
 
 
 class Display(Protocol):
@@ -95,6 +99,7 @@ class Progress:
         self._tally = Tally(plan.info.labels)
         self._trials = dict(plan.trials)
         self._stage = _Stage()
+        self._searched: int | None = None
         self._clock = Clock(
             earlier or Paces(),
             lambda trial: (HERE, *here.devices(self._resources, cores(trial, self._resources))),
@@ -124,12 +129,19 @@ class Progress:
             for key in keys:
                 self._tally.ended.pop(key, None)
 
-    def begin_stage(self, name: str, trials: Sequence[Trial], left: Sequence[Trial], to_come: ToCome = NOTHING) -> None:
-        """A stage (teachers, search, students) of so many trials begins, with so many left in the whole sweep."""
+    def begin_stage(
+        self, name: str, trials: Sequence[Trial], left: Sequence[Trial], to_come: ToCome = NOTHING, new: int = 0
+    ) -> None:
+        """A stage (teachers, search, students) of so many trials begins, with so many left in the whole sweep.
+
+        Args:
+            new: trials that the search may yet name, at most; among those to come.
+        """
         with self._lock:
             self._tally.running.clear()
             self._trials |= {trial.key: trial for trial in trials}
             self._stage = self._begin(name, trials, left, to_come)
+            self._searched = self._tally.searched + new
             self._left = (-ESTIMATE_EVERY_S, None)
             facts = {
                 "stage": name,
@@ -167,7 +179,8 @@ class Progress:
         named = self._named(result.key)
         fine = result.status == "finished"
         text = "" if fine else f"{named['title']}: {result.status}: {result.reason}"
-        facts = result.model_dump(include={"status", "reason", "metrics"})
+        facts = result.model_dump(include={"status", "reason"})
+        facts["metrics"] = self._figures(result)
         self._say(Happening("finish", {**named, **facts}, text, result.status in ("diverged", "failed")))
 
     def note(self, text: str) -> None:
@@ -176,7 +189,9 @@ class Progress:
 
     def end(self, status: str, reason: str = "") -> None:
         """The session ends: `finished`, `incomplete`, `stopped` or `failed`."""
-        counts = self.view().counts
+        with self._lock:
+            self._tally.running.clear()
+            counts = self._tally.counts()
         self._say(Happening("end", {"status": status, "reason": reason, **counts._asdict()}))
 
     def close(self) -> None:
@@ -201,7 +216,17 @@ class Progress:
                 rows=tuple(self._rows()),
                 best=tuple(self._tally.best()),
                 left_s=self._time_left(),
+                searched=self._searched,
             )
+
+    def _figures(self, result: TrialResult) -> Mapping[str, float]:
+        """As MLflow has them: those on the test set of a search's candidate by a name of their own."""
+        labels = self._tally.labels.get(result.key)
+        if not labels or not labels[0].is_candidate:
+            return result.metrics
+        from otkd.track.entities import set_apart  # imports mlflow, which has to be there only to train
+
+        return set_apart(result.metrics)
 
     def _named(self, key: str) -> dict[str, str]:
         return {"key": key, "title": self._tally.title(key)}

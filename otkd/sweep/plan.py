@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from otkd.core.trial import Data, Model, Train, Trial, digest
 from otkd.core.weights import Given
 from otkd.core.weights import digest as digest_of
 from otkd.sweep import search, space
+from otkd.sweep.drawing import Drawing
 from otkd.sweep.methods import pair_problems, specials
 from otkd.sweep.search import Candidate, Search, Study
 from otkd.sweep.space import Base, configured, dimensions
@@ -93,13 +95,13 @@ class Plan(NamedTuple):
     def known(self, study: Study) -> Iterator[Candidate]:
         """The candidates of a study that do not depend on what the search finds; optuna's do.
 
-        Draws that do not go together are left out, as the search leaves them out.
+        Draws that do not go together are left out, and those like an earlier one drawn again, as the search does it.
         """
+        drawing = Drawing(self.spec.search, study, self.candidate)
         for number, values in enumerate(search.known(self.spec.search, study)):
-            try:
-                yield self.candidate(study, number, values)
-            except ConfigError:
-                continue
+            with suppress(ConfigError):
+                if (candidate := drawing.take(number, values)) is not None:
+                    yield candidate
 
     def final(self, winners: Mapping[Study, Mapping[str, Any]]) -> Plan:
         """Each study's winning values, trained again on all training images with seeds that the search has not seen.
@@ -182,7 +184,8 @@ def _expand(loaded: Loaded, spec: SweepSpec, variants: dict[Pair, list[Variant]]
     weights = tuple(_given(spec.pairs, networks))
     notes = (*search.notes(spec.search, studies, spec.seeds), *_stages(variants), *_origins(weights, spec.data))
     info = _info(loaded, spec, (*teachers, *students), notes)
-    warnings = dict.fromkeys([*_small_teachers(spec), *_late_schedules(variants, spec.train.epochs)])
+    shortages = search.shortages(spec.search, studies)
+    warnings = dict.fromkeys([*_small_teachers(spec), *_late_schedules(variants, spec.train.epochs), *shortages])
     return Plan(info, spec, teachers, students, weights, tuple(warnings), casts, studies)
 
 
@@ -266,6 +269,9 @@ def _data_problems(data: Data) -> Iterator[Problem]:
         yield Problem("data.limit", f"{data.name} has {card.train} training images, {data.limit} are asked for.")
     if data.val >= 1 and (data.val >= images or data.val != int(data.val)):
         yield Problem("data.val", f"a count below the {images} training images, or a share below 1. Got {data.val}.")
+    if 0 < data.val < 1 and not 0 < round(data.val * images) < images:
+        text = f"of the {images} training images some are to be held out, and some trained on; as a share, {data.val}"
+        yield Problem("data.val", f"{text} is {round(data.val * images)} of them. 0 holds out none.")
 
 
 def _teacher_recipe(spec: SweepSpec, problems: list[Problem]) -> Train | None:

@@ -86,7 +86,7 @@ def execute(
         tuning.expect_possible(plan.spec.search, runner)
     _train(plan, runner, listener, progress, layout, held)
     if (before := Tried(plan, layout)).is_left and not stopping.asked(layout):
-        progress.begin_stage(SEARCH, [], [], before.to_come)
+        progress.begin_stage(SEARCH, [], [], before.to_come, before.new * len(plan.spec.seeds))
         tuning.search(plan, runner, listener, layout)
     tried = Tried(plan, layout)
     if tried.final is not None:
@@ -114,7 +114,8 @@ def _train(
             if attempt:
                 listener.note(f"trying {len(pending)} of the {stage} again")
             left = [trial for trial in plan.pending(layout) if trial.key not in held]
-            progress.begin_stage(stage, pending, left, Tried(plan, layout).to_come)
+            tried = Tried(plan, layout)
+            progress.begin_stage(stage, pending, left, tried.to_come, tried.new * len(plan.spec.seeds))
             runner.run(cohorts(pending, runner.slots(cpu), resources.cohort), cpu, listener)
             _settle(plan, listener, progress, layout)
 

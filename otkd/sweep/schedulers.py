@@ -20,6 +20,16 @@ from otkd.sweep.searchers import Report
 COMPARED: dict[str, Any] = {"time_attr": "epoch", "metric": "value", "mode": "max"}
 """What schedulers read of a result: the fields of `Report`."""
 
+
+class Median(MedianStoppingRule):
+    """One that goes on listening to those whom it would have stopped."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self._stopped_trials.discard(trial)
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        return action
+
+
 SCHEDULERS: Mapping[str, Callable[[Any, int], TrialScheduler]] = {
     "fifo": lambda options, epochs: FIFOScheduler(),
     "asha": lambda options, epochs: AsyncHyperBandScheduler(
@@ -30,11 +40,14 @@ SCHEDULERS: Mapping[str, Callable[[Any, int], TrialScheduler]] = {
         **COMPARED, max_t=epochs, reduction_factor=options.factor, stop_last_trials=False
     ),
     # it never makes a configuration wait for others, which takes the time to begin it once more
-    "median": lambda options, epochs: MedianStoppingRule(
+    "median": lambda options, epochs: Median(
         **COMPARED, grace_period=options.grace, min_samples_required=options.samples, min_time_slice=math.inf
     ),
 }
 """Name in `search.scheduler` → what makes it, of its options and the epochs of one student."""
+
+OVERRULED = (AsyncHyperBandScheduler, Median)
+"""Those that decide by who came before. A bracket of hyperband comes to the same again when it is filled as before."""
 
 
 class Standing(NamedTuple):
@@ -45,6 +58,8 @@ class Standing(NamedTuple):
     """Which configuration it trains."""
     epoch: int = 0
     """The last epoch that its scheduler has heard of."""
+    earlier: int = 0
+    """The last one that an earlier session has reached: all before it have let it through."""
 
 
 class PerStudy(TrialScheduler):
@@ -80,8 +95,9 @@ class PerStudy(TrialScheduler):
         standing = self._standings[trial.trial_id]
         if result.get("epoch", 0) <= standing.epoch:  # nothing new, or told again after a worker was lost
             return TrialScheduler.CONTINUE
-        self._standings[trial.trial_id] = standing._replace(epoch=result["epoch"])
-        action: str = self._of(trial).on_trial_result(tune_controller, trial, result)
+        earlier = standing.earlier if standing.epoch else result.get("earlier", 0)
+        self._standings[trial.trial_id] = standing._replace(epoch=result["epoch"], earlier=earlier)
+        action = self._heard(tune_controller, trial, result, earlier)
         report = _report(result)
         reason = self._judge(standing.id, report)
         if action == TrialScheduler.STOP:
@@ -115,6 +131,13 @@ class PerStudy(TrialScheduler):
 
     def debug_string(self) -> str:
         return "\n".join(f"{study}: {scheduler.debug_string()}" for study, scheduler in self._schedulers.items())
+
+    def _heard(self, tune_controller: Any, trial: Any, result: dict[str, Any], earlier: int) -> str:
+        """What its study's scheduler says; it cannot stop what was let through, though others were tried since."""
+        scheduler = self._of(trial)
+        action: str = scheduler.on_trial_result(tune_controller, trial, result)
+        passed = result["epoch"] < earlier and isinstance(scheduler, OVERRULED)
+        return TrialScheduler.CONTINUE if passed and action == TrialScheduler.STOP else action
 
     def _of(self, trial: Any) -> TrialScheduler:
         study = self._standings[trial.trial_id].study

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from otkd.sweep.plan import Planned
 
 
+TRIES, MANY = 20, 1000
+"""So often each of a space's configurations could be drawn before it counts as used up; of no more than so many."""
+
+
 class Budget(StrictModel):
     """No new configuration begins once either is used up; what has begun goes on to its end."""
 
@@ -185,9 +189,31 @@ class Candidate(NamedTuple):
     """One a seed."""
 
 
-def draw(study: Study, number: int, seed: int) -> dict[str, Any]:
-    """The values of a study's random configuration `number`: always the same, whatever else was drawn before."""
-    return {path: range_.at(_share(seed, study.title, number, path)) for path, range_ in study.space}
+def draw(study: Study, number: int, seed: int, again: int = 0) -> dict[str, Any]:
+    """The values of a study's random configuration `number`: always the same, whatever else was drawn before.
+
+    Args:
+        again: which draw for that number this is, where the first ones were like others that were tried.
+    """
+    salt = (again,) if again else ()
+    return {path: range_.at(_share(seed, study.title, number, path, *salt)) for path, range_ in study.space}
+
+
+def drawn_again(search: Search, study: Study, number: int) -> Iterator[dict[str, Any]]:
+    """What takes the place of values that were tried before, one after the other; a grid has none to offer."""
+    tries = 0 if search.kind == "grid" or not study.space else TRIES * min(most(study), MANY)
+    return (draw(study, number, search.seed, again) for again in range(1, 1 + int(tries)))
+
+
+def most(study: Study) -> float:
+    """How many different configurations a study's space has; infinite with an interval that is not of whole numbers."""
+    return math.prod(_count(range_) for _, range_ in study.space)
+
+
+def _count(range_: Range) -> float:
+    if isinstance(range_, Choice):
+        return len(range_.values)
+    return range_.high - range_.low + 1 if range_.whole else math.inf
 
 
 def point(study: Study, number: int) -> dict[str, Any]:
@@ -203,7 +229,15 @@ def configurations(search: Search, study: Study) -> int:
     """How many configurations a study has at most."""
     if search.kind == "grid" or not study.space:
         return study.points
-    return search.samples or 1
+    return int(min(search.samples or 1, most(study)))
+
+
+def shortages(search: Search, studies: Sequence[Study]) -> Iterator[str]:
+    """Studies that have fewer configurations than are asked for."""
+    for study in studies:
+        count = configurations(search, study)
+        if study.space and search.samples is not None and count < search.samples:
+            yield f"search.samples: {search.samples} are asked for, {study.title} has {count} different configurations."
 
 
 def order(search: Search, study: Study) -> list[int]:
@@ -218,7 +252,7 @@ def order(search: Search, study: Study) -> list[int]:
 
 
 def known(search: Search, study: Study) -> list[dict[str, Any]]:
-    """The values of all configurations that do not depend on what the search finds, in order; optuna's do."""
+    """The values, as first drawn, of all configurations that do not depend on what is found; optuna's do."""
     if search.kind == "grid" or not study.space:
         return [point(study, number) for number in range(study.points)]
     if search.kind == "random":
@@ -303,7 +337,7 @@ def notes(search: Search, studies: Sequence[Study], seeds: Sequence[int]) -> Ite
     if not studies:
         return
     counts = dict.fromkeys(configurations(search, study) for study in studies)
-    effort = f"{' or '.join(map(str, counts))} configuration{'s' * (list(counts) != [1])} each"
+    effort = f"at most {' or '.join(map(str, counts))} configuration{'s' * (list(counts) != [1])} each"
     yield (
         f"Search: {search.kind}, {len(studies)} stud{'ies' if len(studies) > 1 else 'y'} (pair × method), {effort}, "
         f"scheduler {_settings(search.scheduler)}{_budget(search)}. The configuration with the highest val top-1 wins: "

@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from otkd.core import names
 from otkd.core.config import StrictModel
 from otkd.core.errors import StorageError
 from otkd.core.layout import Layout
+from otkd.core.records import EpochRecord
 from otkd.core.seeds import derive
 from otkd.sweep.ranges import Choice, Range
 from otkd.sweep.search import Search, Study, draw, point
+
+MAIN = "train"
+"""The stage that configurations are judged by."""
 
 
 class Report(NamedTuple):
@@ -32,6 +38,20 @@ class Report(NamedTuple):
     """The mean over seeds of the best val/top1 of each so far."""
     hours: float
     """Training and validation so far, summed over seeds."""
+
+
+def report_of(seeds: Sequence[Sequence[EpochRecord]]) -> Report:
+    """How a configuration stands by what its seeds have trained; epoch 0 where one has come to none of the main stage.
+
+    Args:
+        seeds: the epochs of each, in order, those of stages before the main one included.
+    """
+    mains = [[record.metrics[names.VAL_TOP1] for record in own if record.stage == MAIN] for own in seeds]
+    epoch = min(map(len, mains))
+    curves = [main[:epoch] for main in mains]
+    seconds = sum(record.metrics[names.EPOCH_S] + record.metrics[names.EVAL_S] for own in seeds for record in own)
+    value, best = (fmean(curve[-1] for curve in curves), fmean(map(max, curves))) if epoch else (0.0, 0.0)
+    return Report(epoch, value, best, seconds / 3600)
 
 
 class Begun(StrictModel):

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
+from otkd.core.records import SweepInfo
 from otkd.core.storage import Fetcher, Mirror, Storage, opened
 from otkd.core.trial import Model
 from otkd.sweep import lock, stopping
 from otkd.sweep.displays import Quiet, for_person
+from otkd.sweep.earlier import earlier
 from otkd.sweep.estimate import measured
 from otkd.sweep.journal import PlanFile, SessionFile, journal_file
 from otkd.sweep.live import Display, Progress
@@ -24,6 +26,7 @@ from otkd.sweep.plan import Plan
 from otkd.sweep.results import result_of
 from otkd.sweep.run import Broadcast, clear_failures, ends, execute, failed_before, is_left, outcome
 from otkd.sweep.runner import HERE, NoteHandler, Runner
+from otkd.sweep.tally import End
 from otkd.sweep.tried import Tried
 from otkd.track.jsonl import JsonlSink
 from otkd.track.mlflow import MlflowSink
@@ -60,6 +63,7 @@ class Session:
     def __init__(self, plan: Plan, layout: Layout, console: Console, display: Display | None = None) -> None:
         self.plan, self.layout, self.console = plan, layout, console
         self._display = display or for_person(console)
+        self._mirror = Mirror()
         self.stopped = False
         """Whether training ended because somebody asked to stop."""
 
@@ -76,12 +80,24 @@ class Session:
     def _begin(self) -> None:
         """Say in `runs/records/` what is going on."""
         self.held = failed_before(self.plan, self.layout)
-        whole, earlier, ended = self.whole, measured(self.layout), ends(self.plan, self.layout)
+        whole, paces, ended = self.whole, measured(self.layout), ends(self.plan, self.layout)
+        self._named = set(whole.trials)
         self._plan_file = PlanFile(self.layout, whole.info)
         # from the session's file on nothing takes time: whoever is interrupted there could not say that it has ended
         displays = (self._display, SessionFile(self.layout, self.plan.info.name))
-        self.progress = Progress(whole, *displays, keep=self._plan_file.plan, earlier=earlier)
+        self.progress = Progress(whole, *displays, keep=self._grow, earlier=paces)
         self.progress.ended(ended)
+
+    def _grow(self, info: SweepInfo) -> None:
+        """The search has named trials; of those that other sweeps have trained the storage and the counts learn."""
+        self._plan_file.plan(info)
+        new = {label.key for label in info.labels} - self._named
+        self._named |= new
+        begun = [folder for folder in map(self.layout.trial, new) if folder.done or folder.checkpoint.exists()]
+        if begun and isinstance(self._mirror, Storage):
+            self._mirror.reconcile(begun)
+        found = earlier(self.layout, [folder.path.name for folder in begun]) if begun else {}
+        self.progress.ended({key: End(entry.status, entry.metrics, entry.reason) for key, entry in found.items()})
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         try:
@@ -141,7 +157,7 @@ class Session:
         Raises:
             OtkdError: data, disk or cluster; everything that has ended is kept.
         """
-        mirror = _mirror(options.storage or self.plan.spec.storage)
+        mirror = self._mirror = _mirror(options.storage or self.plan.spec.storage)
         progress = self.progress
         with ExitStack() as stack:
             stack.callback(progress.close)

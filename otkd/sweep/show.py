@@ -12,14 +12,14 @@ from rich.table import Table
 from otkd.core.layout import Layout
 from otkd.core.records import SweepInfo
 from otkd.core.trial import Trial
-from otkd.sweep.estimate import Forecast, all_epochs, machine, measured, of_plan
+from otkd.sweep.estimate import Forecast, all_epochs, drawn_of, final_of, machine, measured, of_plan
 from otkd.sweep.journal import Journal, journal_file
 from otkd.sweep.live import duration
 from otkd.sweep.plan import Plan
 from otkd.sweep.run import ends, outcome, to_train, waits
 from otkd.sweep.search import configurations
 from otkd.sweep.tally import End, reached
-from otkd.sweep.tried import Tried
+from otkd.sweep.tried import Tried, winners
 
 
 def titled(info: SweepInfo) -> str:
@@ -39,17 +39,15 @@ def show_plan(plan: Plan, layout: Layout, console: Console) -> None:
     console.print(titled(plan.info), highlight=False)
     for note in plan.info.notes:
         console.print(f"  {escape(note)}", highlight=False)
-    found = ends(plan, layout)
-    table = Table("trial", "key", "state", box=None, pad_edge=False)
-    begun = _begun(plan, layout)
-    for planned in plan.all:
-        table.add_row(escape(planned.label.title), planned.trial.key, _state(planned.trial, found, begun))
-    console.print(table)
-    _show_studies(plan, layout, console)
+    found, tried = ends(plan, layout), Tried(plan, layout)
+    _show_trials(plan, tried, found, layout, console)
+    _show_studies(plan, tried, console)
     pending = to_train(plan, found)
     console.print(_count(plan, pending, found), highlight=False)
+    if plan.studies and plan.spec.search.final is not None:
+        console.print(_after(plan, tried, layout), highlight=False)
     if pending or plan.studies:
-        for line in _how_long(plan, pending, layout):
+        for line in _how_long(plan, tried, pending, layout):
             console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -77,6 +75,19 @@ def show_held(held: int, console: Console) -> None:
         them = "it" if held == 1 else "them"
         text = f"{held} trial{'s' * (held != 1)} failed before: --retry-failed tries {them} again."
         console.print(f"[yellow]![/] {text}", highlight=False)
+
+
+def _show_trials(plan: Plan, tried: Tried, found: Mapping[str, End], layout: Layout, console: Console) -> None:
+    """Trials with their keys; of a search its winners, and what is trained after it, as far as they are known."""
+    begun = _begun(tried.whole, layout)
+    table = Table("trial", "key", "state", box=None, pad_edge=False)
+    won = winners((s for s in tried.standings if s.candidate.study in tried.over), layout)
+    chosen = [item for winner in won.values() for item in winner.candidate.planned]
+    final = tried.final.all if tried.final is not None else ()
+    for items, mark in ((plan.all, ""), (chosen, ", wins"), (final, "")):
+        for item in items:
+            table.add_row(escape(item.label.title), item.trial.key, _state(item.trial, found, begun) + mark)
+    console.print(table)
 
 
 def _begun(plan: Plan, layout: Layout) -> dict[str, str]:
@@ -108,11 +119,26 @@ def _count(plan: Plan, pending: Sequence[Trial], found: Mapping[str, End]) -> st
     return (
         f"{count} trial{'s' * (count != 1)}{' before the search' if plan.studies else ''}: "
         f"{teachers} teacher{'s' * (teachers != 1)}{students}; "
-        f"{counted}, {len(pending)} to train, {epochs} epochs in all."
+        f"{counted}, {len(pending)} to train, {epochs} epochs{'' if plan.studies else ' in all'}."
     )
 
 
-def _show_studies(plan: Plan, layout: Layout, console: Console) -> None:
+def _after(plan: Plan, tried: Tried, layout: Layout) -> str:
+    """What is left to train when the search is over."""
+    final = final_of(plan, tried, drawn_of(plan))
+    left = final.pending(layout)
+    teachers, students = [t for t in left if t.teacher is None], [t for t in left if t.teacher is not None]
+    known = tried.final is not None and not tried.is_left
+    if not known:  # others than those that stand for the winners may win
+        students = [item.trial for item in final.students]
+    epochs = sum(all_epochs(trial) for trial in (*teachers, *students))
+    return (
+        f"After it: {'' if known else 'at most '}{len(teachers)} teacher{'s' * (len(teachers) != 1)} and "
+        f"{len(students)} student{'s' * (len(students) != 1)} to train, {epochs:,} epochs."
+    )
+
+
+def _show_studies(plan: Plan, tried: Tried, console: Console) -> None:
     """What is searched, what that takes at most, and how far it is."""
     if not plan.studies:
         return
@@ -125,7 +151,7 @@ def _show_studies(plan: Plan, layout: Layout, console: Console) -> None:
         searched = ", ".join(dimension.path for dimension in study.space) or "nothing"
         table.add_row(escape(study.title), str(count), f"{count * seeds * plan.spec.train.epochs:,}", searched)
     console.print(table)
-    console.print(_how_far(plan, Tried(plan, layout)), highlight=False)
+    console.print(_how_far(plan, tried), highlight=False)
 
 
 def _how_far(plan: Plan, tried: Tried) -> str:
@@ -142,7 +168,7 @@ def _when_hung(hung_s: float | None) -> str:
     return f"A worker without progress for {duration(hung_s)} is ended and its cohort goes on; not so with --local."
 
 
-def _how_long(plan: Plan, pending: Sequence[Trial], layout: Layout) -> Iterator[str]:
+def _how_long(plan: Plan, tried: Tried, pending: Sequence[Trial], layout: Layout) -> Iterator[str]:
     """The time that is still needed, and what may end a trial; nothing where nothing is left, of a search either."""
     there, resources = machine(), plan.spec.resources
     found = of_plan(plan, pending, layout, measured(layout), there)
@@ -150,6 +176,8 @@ def _how_long(plan: Plan, pending: Sequence[Trial], layout: Layout) -> Iterator[
         yield _estimate(plan, found, there.slots(resources, resources.cpu))
     elif found.unknown:
         yield "No estimate of the time: nothing like it has been trained here."
+    elif tried.new or tried.open:
+        yield "All trials of the configurations to come are done already: the search takes next to no time."
     if found.known or found.unknown:
         yield _when_hung(resources.hung_s)
 

@@ -51,10 +51,10 @@ def status(layout: Layout, name: str | None = None) -> Status:
         name: by default the one that runs, else the one that was begun last; the profile may be left out.
 
     Raises:
-        OtkdError: there is no such sweep; says which there are.
+        OtkdError: there is no such sweep, and says which there are; or it has only just begun.
     """
     who = owner(layout)
-    info = _info(layout, name, who.sweep if who else None)
+    info = _info(layout, name, who)
     runs = who if who is not None and who.sweep == info.name else None
     session = read_session(layout, info.name)
     if session and runs and not session.is_of(runs):
@@ -71,6 +71,8 @@ def status(layout: Layout, name: str | None = None) -> Status:
         rows=tuple(_rows(tally, layout)),
         best=tuple(tally.best()),
         left_s=left,
+        searched=session.searched if session else None,
+        over=bool(session and not runs and session.ended == "finished"),
     )
     return Status(info, runs, session, view, tally.ended, tuple(_begun(tally, layout, journal)))
 
@@ -145,13 +147,15 @@ def as_json(found: Status) -> dict[str, Any]:
     }
 
 
-def _info(layout: Layout, name: str | None, running: str | None) -> SweepInfo:
+def _info(layout: Layout, name: str | None, who: Owner | None) -> SweepInfo:
     """The plan of the sweep that is meant."""
     files = sorted(layout.records.glob("*.plan.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     there = [file.name.removesuffix(".plan.json") for file in files]
+    if who is not None and who.sweep not in there and (name == who.sweep or not there):
+        raise OtkdError(f"a sweep is starting: process {who.pid} of {who.user} on {who.host}, since {who.since}.")
     if not there:
         raise OtkdError(f"no sweep was run in {layout.root} yet. Run one first: `otkd sweep FILE`.")
-    wanted = name or (running if running in there else there[0])
+    wanted = name or (who.sweep if who is not None and who.sweep in there else there[0])
     with_profile = [sweep for sweep in there if sweep.startswith(f"{wanted}-")]
     chosen = next((sweep for sweep in (wanted, *with_profile) if sweep in there), None)
     if chosen is None:

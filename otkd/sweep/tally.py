@@ -124,6 +124,11 @@ class Tally:
         ended = {key for key, end in self.ended.items() if end.status != "failed"}
         return [Stage(name, len(own & ended), len(own)) for name, own in keys.items() if own]
 
+    @property
+    def searched(self) -> int:
+        """The trials that the search has named so far."""
+        return sum(stage.trials for stage in self.stages() if stage.name == SEARCH)
+
     def slots(self, places: Mapping[str, object]) -> int:
         """How many slots are busy.
 

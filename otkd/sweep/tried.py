@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple
 
 from otkd.core import names
@@ -26,6 +27,8 @@ class Standing:
     candidate: Candidate
     earlier: Ending | None = None
     """How it ended in an earlier session."""
+    heard: Report | None = None
+    """How it stood when an earlier session heard of it last, which did not see its end."""
     reports: list[Report] = field(default_factory=list)
     """Of this session; those of earlier ones are told again first."""
     ending: Ending | None = None
@@ -34,8 +37,8 @@ class Standing:
     @property
     def last(self) -> Report | None:
         """The furthest that is known of it."""
-        known = [*self.reports[-1:], *(self.earlier.reports[-1:] if self.earlier else ())]
-        return max(known, key=lambda report: report.epoch, default=None)
+        known = [*self.reports[-1:], *(self.earlier.reports[-1:] if self.earlier else ()), self.heard]
+        return max(filter(None, known), key=lambda report: report.epoch, default=None)
 
     @property
     def decided(self) -> bool:
@@ -232,7 +235,7 @@ def _judged(standing: Standing, layout: Layout) -> Winner | None:
     results = [result_of(trial, layout) for trial in trials_of(standing.candidate)]
     best = [r.metrics[names.BEST_VAL_TOP1] for r in results if r is not None and r.status == "finished"]
     if len(best) == len(results):
-        return Winner(standing.candidate, sum(best) / len(best), True)
+        return Winner(standing.candidate, round(fmean(best), 9), True)  # without the rounding of floats: it breaks ties
     ending = standing.ending or standing.earlier
     if ending is None or ending.status != "pruned" or not ending.reports:
         return None

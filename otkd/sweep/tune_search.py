@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from otkd.core.errors import StorageError
@@ -31,18 +32,23 @@ class CandidateTrainable(CohortTrainable):
     _seeds: Seeds | None = None
     _replay: list[Report]
     _known: list[str]
+    _earlier: int
+    """The last epoch that an earlier session has reached."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end()
         self._replay, self._known = [Report(*values) for values in new_config["replay"]], []
+        self._earlier = len(self._replay)
         return super().reset_config(new_config)
 
     def step(self) -> dict[str, Any]:
         if self._replay:
-            return {"events": [], "refusal": "", "done": False, "status": "running", **self._replay.pop(0)._asdict()}
+            told = {"earlier": self._earlier, "status": "running", **self._replay.pop(0)._asdict()}
+            return {"events": [], "refusal": "", "done": False, **told}
         report = self._trained()
         known, self._known = self._known, []
-        told = {"known": known, "status": self._status, **(report._asdict() if report is not None else {})}
+        reported = report._asdict() if report is not None else {}
+        told = {"known": known, "earlier": self._earlier, "status": self._status, **reported}
         over = self._over
         if over:
             self._end()
@@ -79,8 +85,9 @@ class CandidateTrainable(CohortTrainable):
             rank.begin({**config, "cohort": [trial.model_dump_json()]}, Place(), self._mailbox)
             return rank.trainer
 
-        self._seeds = Seeds(cohort(config), received(config["environment"]), make, config["retries"])
+        self._seeds = Seeds(cohort(config), received(config["environment"]), make, config["retries"], (RayError,))
         self._known = [record.model_dump_json() for record in self._seeds.known]
+        self._earlier = max(self._earlier, self._seeds.reached)
         self._begun = True
 
     def _end(self) -> None:

@@ -17,8 +17,8 @@ from otkd.core.trial import Trial
 ENTITIES_PER_CALL, OF_A_KIND = 1000, 100
 """What MLflow takes at once: metrics, parameters and tags together; parameters alone, and tags alone."""
 
-PARAM_LIMIT, TAG_LIMIT = 6000, 8000
-"""Characters of a value that MLflow keeps."""
+PARAM_LIMIT, TAG_LIMIT, NAME_LIMIT = 6000, 8000, 250
+"""Characters of a value, and of a run's name, that MLflow keeps."""
 
 
 @dataclass
@@ -90,7 +90,8 @@ def closing_tags(result: TrialResult) -> dict[str, str]:
     tags = {names.TAG_PROVENANCE + safe(name): value for name, value in result.provenance.items()}
     tags |= {names.TAG_STATUS: result.status, names.TAG_REASON: result.reason}
     tags |= {"mlflow.source.git.commit": result.provenance.get("commit", "")}
-    return {name: value[:TAG_LIMIT] for name, value in tags.items() if value}
+    # PostgreSQL takes no text with a zero byte, which an error's words may have
+    return {name: value.replace("\x00", "")[:TAG_LIMIT] for name, value in tags.items() if value}
 
 
 def marker(record: EpochRecord) -> str:

@@ -12,9 +12,6 @@ from pydantic import ValidationError
 
 from otkd.core.records import EpochRecord
 
-EPOCH = b'{"event": "epoch"'
-"""How the line of an epoch begins."""
-
 
 class Journal:
     """Finds a trial's epochs without reading the file anew for each.
@@ -28,6 +25,8 @@ class Journal:
         self._read = 0
         self._places: dict[str, array[int]] = {}
         """Trial → where the lines of its epochs begin."""
+        self._ends: dict[str, str] = {}
+        """Trial → how it ended, until it begins again."""
 
     def trials(self) -> list[str]:
         """Trials with epochs, in the order of their first."""
@@ -35,7 +34,7 @@ class Journal:
         return list(self._places)
 
     def epochs(self, key: str) -> list[EpochRecord]:
-        """A trial's epochs in the order in which they ended, each once."""
+        """A trial's epochs in the order in which they ended, each once; after a divergence those of the new one."""
         self._catch_up()
         places = self._places.get(key)
         if not places:
@@ -49,7 +48,7 @@ class Journal:
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._read:  # another file in its place
-                    self._read, self._places = 0, {}
+                    self._read, self._places, self._ends = 0, {}, {}
                 file.seek(self._read)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -60,13 +59,17 @@ class Journal:
             return
 
     def _remember(self, line: bytes) -> None:
-        if not line.startswith(EPOCH):
-            return
         try:
-            key = json.loads(line)["key"]
-        except (ValueError, KeyError):
-            return
-        self._places.setdefault(key, array("Q")).append(self._read)
+            event = json.loads(line)
+            kind, key = event["event"], event["key"]
+            if kind == "epoch":
+                self._places.setdefault(key, array("Q")).append(self._read)
+            if kind == "finish":
+                self._ends[key] = event["status"]
+            if kind == "start" and self._ends.pop(key, "") == "diverged":
+                self._places.pop(key, None)
+        except (ValueError, KeyError, TypeError):
+            return  # not a line of ours
 
 
 def _records(file: BinaryIO, places: Iterator[int]) -> Iterator[EpochRecord]:

@@ -107,7 +107,9 @@ class JsonlSink:
             pass  # not a line of ours: it stays, and says nothing
 
     def _goes_on(self, key: str) -> None:
-        """What was pruned may be gone on with, and what diverged tried again; the end is then told again."""
+        """What was pruned may be gone on with, and what diverged trained anew; the end is then told again."""
+        if self._ended.get(key) == "diverged":
+            self._epochs = {known for known in self._epochs if known[0] != key}
         if self._ended.get(key) != "finished":
             self._ended.pop(key, None)
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import monotonic, time
 
 from mlflow.entities import RunTag
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 from otkd.core import names
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import ENDED, EpochRecord, SweepInfo, TrialResult
 from otkd.core.trial import Trial
-from otkd.track.events import ROOM, Described, Interrupted, Opened, started
+from otkd.track.events import ROOM, SWEEP, Described, Interrupted, Opened, started
 from otkd.track.found import SETTLED, found_in
 from otkd.track.notes import NOTE, NOTE_LIMIT
 from otkd.track.runs import TrialRuns
-from otkd.track.store import TAG_BEGUN, answers, begun, connect, refused, search, shown, tagged
+from otkd.track.store import TAG_BEGUN, answers, begun, connect, refused, repository, search, shown, tagged
 from otkd.track.writer import Writer
 
 logger = logging.getLogger("otkd.track")
@@ -51,7 +52,7 @@ class MlflowSink:
         self.info, self._layout = info, layout
         self.store = connect(layout)
         with self._refusals():
-            found = found_in(self.store)
+            found = found_in(self.store, layout)
             self.run_id = self._parent()
             self._describe()
         self._described = monotonic()
@@ -63,6 +64,8 @@ class MlflowSink:
         """Trial → how it has ended, of those that have."""
         self._stored = dict(found)
         """Trial → its run as it was found, of those that have not begun again."""
+        self._searched = {key: one.searched for key, one in found.items()}
+        """Trial → whether it ended as a candidate of a search."""
         self._closed = self._reported = False
         self._runs = TrialRuns(self.store, info, self.run_id, layout, found)
         self._writer = Writer(self._runs.write, lambda: answers(self.store), self._runs.recall.has, pause, room)
@@ -91,6 +94,7 @@ class MlflowSink:
         """A trial has ended; epochs which the store lacks are taken from the result."""
         self._open.discard(result.key)
         self._ended[result.key] = result.status
+        self._searched[result.key] = self._runs.is_candidate(result.key)
         self._writer.put(result)
 
     def flush(self, timeout: float = 60.0) -> bool:
@@ -104,8 +108,12 @@ class MlflowSink:
         return self._writer.pending()
 
     def finished(self) -> set[str]:
-        """Keys of the trials, of any sweep, that the store has as finished or diverged, or will have from this sink."""
-        return self._told(ENDED) | self._kept(ENDED)
+        """Keys of the trials, of any sweep, that the store has as finished or diverged, or will have from this sink.
+
+        Not of those that ended as candidates of a search and are now to be compared: their results are to come again.
+        """
+        lacking = {key for key, searched in self._searched.items() if self._runs.lacks_figures(key, searched)}
+        return (self._told(ENDED) | self._kept(ENDED)) - lacking
 
     def close(self, timeout: float = 60.0) -> None:
         """Write what is left, for at most `timeout` seconds, and end the parent run.
@@ -144,9 +152,21 @@ class MlflowSink:
         """
         with self._refusals():
             self.store.client.log_artifacts(self.run_id, str(folder), names.REPORT_ARTIFACT)
+            self._drop_stale(folder)
             self.store.client.set_tag(self.run_id, NOTE, note(self.info, table_markdown))
             self.store.client.set_terminated(self.run_id, "FINISHED")
         self._reported = True
+
+    def _drop_stale(self, folder: Path) -> None:
+        """Delete files of an earlier report that this one does not have, where the store can."""
+        files = repository(self.store, self.store.client.get_run(self.run_id).info.artifact_uri)
+        try:
+            for path in list(_files_below(files, names.REPORT_ARTIFACT)):
+                if not (folder / PurePosixPath(path).relative_to(names.REPORT_ARTIFACT)).exists():
+                    files.delete_artifacts(path)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+            logger.warning("the report in MLflow keeps files of an earlier one, which cannot be deleted: %s", reason)
 
     def _tell(self) -> None:
         """Have the store told of trials that it does not know yet."""
@@ -209,8 +229,8 @@ class MlflowSink:
                 f"runs/trials/*/result.json and runs/records, and will be logged by the next run of the same command."
             )
         for key, problem in self._writer.problems.items():
-            title = next((label.title for label in self.info.labels if label.key == key), key)
-            lines.append(f"{title} ({key}) could not be logged: {problem[:500]}")
+            title = next((f"{label.title} ({key})" for label in self.info.labels if label.key == key), key)
+            lines.append(f"{'the sweep' if key == SWEEP else title} could not be logged: {problem[:500]}")
         return "\n".join(lines)
 
     @contextmanager
@@ -219,6 +239,14 @@ class MlflowSink:
             yield
         except Exception as error:
             raise refused(self.store.uri, error, self._layout) from error
+
+
+def _files_below(files: ArtifactRepository, path: str) -> Iterator[str]:
+    for one in files.list_artifacts(path):
+        if one.is_dir:
+            yield from _files_below(files, one.path)
+        else:
+            yield one.path
 
 
 def note(info: SweepInfo, table: str) -> str:

@@ -49,7 +49,7 @@ def summary(trial: Trial, result: TrialResult, label: Label | None) -> str:
 
 def plain(text: str) -> str:
     """A user's words, shown as they are: nothing in them is Markdown or HTML."""
-    return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return MARKDOWN.sub(r"\\\1", " ".join(text.replace("\x00", "").split()))
 
 
 def objective_in_words(objective: Mapping[str, Mapping[str, Any]]) -> str:
@@ -93,13 +93,13 @@ def _result(result: TrialResult, label: Label | None) -> str:
     last = result.metrics.get(names.test("last", "top1"))
     if result.status != "finished" or last is None:
         return plain(": ".join(part for part in (result.status, result.reason) if part))
-    best, val = result.metrics.get(names.BEST_EPOCH), result.metrics.get(names.BEST_VAL_TOP1, float("nan"))
+    best, val = result.metrics.get(names.BEST_EPOCH), result.metrics.get(names.BEST_VAL_TOP1)
     if label is not None and label.is_candidate:
-        return f"val top-1 **{val:.2f} %** at its best, by which the search compares"
+        return result.status if val is None else f"val top-1 **{val:.2f} %** at its best, by which the search compares"
     epochs = max((record.epoch for record in result.epochs if record.stage == "train"), default=0)
     text = f"test top-1 **{last:.2f} %** with the weights of the last epoch ({epochs})"
     top1 = result.metrics.get(names.test("best", "top1"))
-    if best is None or top1 is None:
+    if best is None or val is None or top1 is None:
         return text
     return f"{text}; {top1:.2f} % with those of epoch {best:.0f}, which was best on validation images ({val:.2f} %)"
 

@@ -1,7 +1,9 @@
 """Networks in MLflow's model registry: a model for each pair and each teacher, a version for each trial.
 
 `champion` names the best version of a model: `mlflow.pyfunc.load_model("models:/otkd-small-from-big-digits@champion")`.
-Best is by validation images; only where no version has any, by the test set, and then the version's tag says so.
+More training images come first. Of versions with the same ones, best is by validation images; only where they have
+none, by the test set, and then the version's tag says so. Where the data set itself is another (other options, a user's
+folder that has grown), nothing can be compared, and the later version is the champion.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from mlflow.exceptions import MlflowException
 
 from otkd.core import names
 from otkd.core.records import Label, TrialResult
-from otkd.core.trial import Trial
+from otkd.core.trial import Data, Trial
+from otkd.track.inputs import dataset_inputs
 from otkd.track.notes import plain, summary
 from otkd.track.store import Store
 from otkd.track.weights import Kept
 
 CHAMPION = "champion"
-TAG_WEIGHTS, TAG_CHOSEN = "otkd.weights", "otkd.chosen_by"
+TAG_WEIGHTS, TAG_CHOSEN, TAG_IMAGES = "otkd.weights", "otkd.chosen_by", "otkd.training_images"
+TAG_TRAINING, TAG_TEST = "otkd.digest.training", "otkd.digest.test"
+"""Digests of the images, as the run's inputs have them."""
 BY_VAL = f"{names.BEST_VAL_TOP1}: accuracy on validation images, which training does not see"
 BY_TEST = f"{names.test('last', 'top1')}: accuracy on the test set itself, for want of validation images"
 FIGURES = (names.BEST_VAL_TOP1, names.BEST_EPOCH, names.test("best", "top1"), names.test("last", "top1"))
@@ -43,7 +48,8 @@ def about(trial: Trial, label: Label | None) -> str:
     by = f", taught by {teacher} or, for comparison, by nobody" if teacher else ""
     return (
         f"{plain(f'{student}{by}, on {trial.data.name}')}. Each version is a trial of otkd; `{CHAMPION}` is the one "
-        f"with the best accuracy on validation images, or where nothing was held out on test images."
+        f"with the most training images, of equal ones that with the best accuracy on validation images, or where "
+        f"nothing was held out on test images."
     )
 
 
@@ -82,9 +88,14 @@ def register(
     return version
 
 
-def beats(tags: Mapping[str, str], champion: Mapping[str, str]) -> bool:
-    """Whether a version is better than the champion, by their tags; of equals the older stays."""
-    return _rank(tags) > _rank(champion)
+def beats(version: ModelVersion, champion: ModelVersion) -> bool:
+    """Whether a version is to replace the champion; of equals, and of other images in equal number, the older stays."""
+    new, old = version.tags, champion.tags
+    if new.get(TAG_TEST) != old.get(TAG_TEST):
+        return int(version.version) > int(champion.version)
+    if new.get(TAG_IMAGES) != old.get(TAG_IMAGES):
+        return int(new[TAG_IMAGES]) > int(old[TAG_IMAGES])
+    return new.get(TAG_TRAINING) == old.get(TAG_TRAINING) and _rank(new) > _rank(old)
 
 
 def _rank(tags: Mapping[str, str]) -> tuple[bool, float]:
@@ -111,14 +122,26 @@ def _tags(trial: Trial, result: TrialResult, label: Label | None, weights: str) 
     figures = {name: f"{result.metrics[name]:.6g}" for name in FIGURES if name in result.metrics}
     chosen = BY_VAL if names.BEST_VAL_TOP1 in figures else BY_TEST
     known = {names.TAG_KEY: trial.key, names.TAG_SEED: str(trial.seed), TAG_WEIGHTS: weights, TAG_CHOSEN: chosen}
+    known |= _image_tags(trial.data)
     if label is not None:
         known |= {names.TAG_METHOD: label.method, names.TAG_PAIR: label.pair}
     return known | figures
 
 
+def _image_tags(data: Data) -> dict[str, str]:
+    digests = {part.tags[0].value: part.dataset.digest for part in dataset_inputs(data)}
+    images = min(data.limit or data.card.train, data.card.train)
+    held_out = data.val if data.val >= 1 else round(data.val * images)
+    return {
+        TAG_TRAINING: digests["training"],
+        TAG_TEST: digests["test"],
+        TAG_IMAGES: str(images - int(held_out)),
+    }
+
+
 def _compete(store: Store, name: str, version: ModelVersion) -> None:
     champion = _champion(store, name)
-    if champion is None or beats(version.tags, champion.tags):
+    if champion is None or beats(version, champion):
         store.client.set_registered_model_alias(name, CHAMPION, version.version)
 
 

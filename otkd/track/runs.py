@@ -3,6 +3,7 @@
 A trial that diverged or failed ends with MLflow's status FAILED, so that no list of finished runs holds it; the tag
 `otkd.status` says which of the two it was, and `otkd.reason` why. A trial that a search stopped early ends FINISHED,
 with `pruned` in the tag. One cut short by the end of its driver has the status KILLED until a sweep goes on with it.
+One that diverged and is trained anew gets a new run, and the old one loses its key: no curve is of two trainings.
 
 What a trial says is written in two steps: figures (metrics, parameters, tags), in as few calls as MLflow allows; then,
 when no figures of any trial wait any more, the files, and the end of the run. A driver that is killed between the two
@@ -26,10 +27,21 @@ from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import ENDED, EpochRecord, Label, SweepInfo, TrialResult
 from otkd.core.trial import Trial
-from otkd.track.entities import OF_A_KIND, Load, closing_tags, epoch_load, figures_load, loads, marker, millis, settings
+from otkd.track.entities import (
+    NAME_LIMIT,
+    OF_A_KIND,
+    Load,
+    closing_tags,
+    epoch_load,
+    figures_load,
+    loads,
+    marker,
+    millis,
+    settings,
+)
 from otkd.track.events import SWEEP, Described, Event, Interrupted, Opened, Started, Written
 from otkd.track.extras import attach, note_of
-from otkd.track.found import SETTLED, Found, as_found
+from otkd.track.found import SETTLED, Found, anothers, as_found, owner
 from otkd.track.notes import NOTE
 from otkd.track.recall import Recall
 from otkd.track.store import Store, own, repository, search, tagged
@@ -43,6 +55,8 @@ class TrialRun:
     place: str = ""
     """Address of its files."""
     ended: bool = False
+    searched: bool = False
+    """It has ended with the figures of a search's candidate."""
     fresh: bool = True
     """Made by this process, so that nothing is in it which this process did not write."""
     params: set[str] = field(default_factory=set)
@@ -61,6 +75,7 @@ class TrialRuns:
 
     def __init__(self, store: Store, info: SweepInfo, parent: str, layout: Layout, found: Mapping[str, Found]) -> None:
         self.store, self.parent, self.layout = store, parent, layout
+        self.owner = owner(layout)
         self.recall = Recall(layout, info.name)
         self._earlier = self.recall.journal.trials()
         """Trials of which there were epochs before this process."""
@@ -69,13 +84,17 @@ class TrialRuns:
         self._trials: dict[str, Trial] = {}
         self._ending: dict[str, tuple[str, float]] = {}
         """Trial whose run is to be ended → how and when the trial ended."""
+        self._without_files: set[str] = set()
+        """Runs whose files this process could not write."""
         self._asked: set[str] = set()
         """Trials for which a run was asked for."""
         self.describe(info)
 
     def describe(self, info: SweepInfo) -> None:
         """Know the trials of a sweep by their labels; may be called from another thread than `write`."""
-        self.info, self.labels = info, {label.key: label for label in info.labels}
+        self.info = info
+        # a trial may be a candidate of the sweep and besides one of those that are compared
+        self.labels = {label.key: label for label in sorted(info.labels, key=lambda one: not one.is_candidate)}
 
     def write(self, events: Sequence[Event]) -> Event | None:
         """Write events of one trial, or of the sweep, in order. Returns what may wait until nothing else does.
@@ -108,12 +127,13 @@ class TrialRuns:
     def _repair(self) -> None:
         """End runs that say RUNNING though nobody trains them: the lock on `runs/` is ours, and we have begun nothing.
 
-        In a store that others may use as well, only runs of this sweep are known to be nobody's.
+        In a store that others may use as well, only runs of this sweep, begun here, are known to be nobody's.
         """
         for run in search(self.store, "attributes.status = 'RUNNING'"):
             tags = run.data.tags
             mine = (tags.get(names.TAG_SWEEP_KEY), tags.get(names.TAG_SWEEP)) == (self.info.key, self.info.name)
-            if names.TAG_KIND in tags and run.info.run_id != self.parent and (mine or own(self.store, self.layout)):
+            ours = (mine or own(self.store, self.layout)) and not anothers(run, self.store, self.layout)
+            if names.TAG_KIND in tags and run.info.run_id != self.parent and ours:
                 self._cut_short(run.info.run_id, self._last_seen(tags.get(names.TAG_KEY, "")))
 
     def _last_seen(self, key: str) -> float | None:
@@ -139,10 +159,14 @@ class TrialRuns:
         self._trials |= {event.key: event.trial for event in part if isinstance(event, Started)}
         if isinstance(end, TrialResult):
             return self._finish(part, end)
+        if isinstance(end, Interrupted) and len(part) == 1 and key in self._ending:
+            return None  # it has ended, and only its files are missing
+        if isinstance(end, Started) and self.layout.trial(key).done:
+            return None  # its result, which is about to be told, has everything, and says when it began
         run = self._run(key, began(part[0]), {})
         if not run.ended:
             self._log(run, [*self._params(run, key), *self._new(run, self.recall.records(part))])
-        if isinstance(end, Interrupted) and (not run.ended or key in self._ending):
+        if isinstance(end, Interrupted) and not run.ended:
             self._cut_short(run.id)
             self._forget(run, key, "")
         return None
@@ -151,9 +175,11 @@ class TrialRuns:
         key = result.key
         whole = self.recall.whole(part, result)
         tags = closing_tags(whole) | self._note(whole)
-        run = self._run(key, began(part[0]), tags)
-        if run.ended:
-            return None
+        run = self._run(key, min(began(part[0]), result.started), tags)
+        if run.ended and self.lacks_figures(key, run.searched):
+            run = self._runs[key] = self._revived(run.id)
+        if run.ended:  # of the second step it may still lack something
+            return Written(key, whole, run.id, run.place) if key in self._ending else None
         records = [*(event for event in part if isinstance(event, EpochRecord)), *whole.epochs]
         new = {name: value for name, value in tags.items() if run.tags.get(name) != value}
         pieces = [*self._params(run, key), *self._new(run, records), figures_load(whole, self.labels.get(key))]
@@ -172,12 +198,23 @@ class TrialRuns:
         key, result = written.key, self.recall.whole(part, written.result)
         if self._ending.get(key) != (result.status, result.ended):
             return
-        with self._files():
-            self._keep(written, result)
-        status = "FINISHED" if result.status in ("finished", "pruned") else "FAILED"
-        self.store.client.set_terminated(written.run_id, status, end_time=millis(result.ended))
+        try:
+            with self._files():
+                self._keep(written, result)
+        except TrackingError:
+            self._without_files.add(written.run_id)
+            self.store.client.set_tag(written.run_id, names.TAG_FILES, "missing")
+            self._terminate(written.run_id, result)
+            raise
+        if written.run_id in self._without_files:
+            self.store.client.set_tag(written.run_id, names.TAG_FILES, "")
+        self._terminate(written.run_id, result)
         self._ending.pop(key)
         self._trials.pop(key, None)
+
+    def _terminate(self, run_id: str, result: TrialResult) -> None:
+        status = "FINISHED" if result.status in ("finished", "pruned") else "FAILED"
+        self.store.client.set_terminated(run_id, status, end_time=millis(result.ended))
 
     def _keep(self, written: Written, result: TrialResult) -> None:
         """A run's files; the result's comes first: all else can be made of it."""
@@ -194,7 +231,7 @@ class TrialRuns:
     def _forget(self, run: TrialRun, key: str, state: str) -> None:
         """Keep of a run that has ended only this; one that may be gone on with is looked at again."""
         if state in ENDED:
-            self._runs[key] = TrialRun(run.id, ended=True)
+            self._runs[key] = TrialRun(run.id, run.place, ended=True, searched=self.is_candidate(key))
         else:
             self._runs.pop(key, None)
             self._found[key] = Found(run.id, state)
@@ -215,8 +252,17 @@ class TrialRuns:
         if key not in self._runs:
             found = self._found.get(key) or self._half_made(key)
             self._ending.pop(key, None)
-            self._runs[key] = self._reopen(key, found) if found else self._create(key, started, closing)
+            if found and self.set_aside(key, found):
+                self._supersede(key, found)
+                found = None
+            self._runs[key] = self._reopen(found) if found else self._create(key, started, closing)
         return self._runs[key]
+
+    def _supersede(self, key: str, found: Found) -> None:
+        """Leave the run of a training that diverged as it is, for people to read: the trial gets a new one."""
+        self.store.client.log_batch(found.id, tags=[RunTag(names.TAG_SUPERSEDED, key), RunTag(names.TAG_KEY, "")])
+        self._found.pop(key, None)
+        self._asked.add(key)  # of the new run nobody may be told either
 
     def _half_made(self, key: str) -> Found | None:
         """A run that the store made just before it went away, so that nobody was told."""
@@ -224,21 +270,33 @@ class TrialRuns:
             self._asked.add(key)
             return None
         runs = search(self.store, tagged(names.TAG_KEY, key))
-        return as_found(runs[0]) if runs else None
+        ours = [run for run in runs if not anothers(run, self.store, self.layout)]
+        return as_found(ours[0]) if ours else None
 
     def _create(self, key: str, started: float, closing: Mapping[str, str]) -> TrialRun:
         label = self.labels.get(key)
         tags = {**self._tags(key, label), **closing}
-        title = label.title if label else key
+        title = label.title[:NAME_LIMIT] if label else key
         run = self.store.client.create_run(self.store.experiment, millis(started), tags, run_name=title)
         return TrialRun(run.info.run_id, run.info.artifact_uri, tags=tags)
 
-    def _reopen(self, key: str, found: Found) -> TrialRun:
-        if found.state in ENDED and not self.set_aside(key, found):
-            return TrialRun(found.id, ended=True)
-        run = self.store.client.get_run(found.id)
+    def _reopen(self, found: Found) -> TrialRun:
+        if found.state in ENDED:
+            return TrialRun(found.id, ended=True, searched=found.searched)
+        return self._revived(found.id)
+
+    def _revived(self, run_id: str) -> TrialRun:
+        run = self.store.client.get_run(run_id)
         self._revive(run)
         return _opened(run)
+
+    def is_candidate(self, key: str) -> bool:
+        """Whether the sweep has a trial only as a candidate of its search."""
+        return key in self.labels and self.labels[key].is_candidate
+
+    def lacks_figures(self, key: str, searched: bool) -> bool:
+        """Whether a trial is to be compared here whose run has the figures of a search's candidate."""
+        return searched and key in self.labels and not self.is_candidate(key)
 
     def set_aside(self, key: str, found: Found) -> bool:
         """Whether a run ended with a divergence after which its trial was, or is to be, trained again."""
@@ -252,8 +310,11 @@ class TrialRuns:
 
     def _revive(self, run: Run) -> None:
         """Set a run running, and take back what its last attempt ended with."""
-        if run.data.tags.get(names.TAG_REASON):
-            self.store.client.set_tag(run.info.run_id, names.TAG_REASON, "")
+        for tag in (names.TAG_REASON, names.TAG_FILES):
+            if run.data.tags.get(tag):
+                self.store.client.set_tag(run.info.run_id, tag, "")
+        if run.data.tags.get(names.TAG_OWNER) != self.owner:
+            self.store.client.set_tag(run.info.run_id, names.TAG_OWNER, self.owner)
         if run.data.tags.get(names.TAG_STATUS) != "running":
             self.store.client.set_tag(run.info.run_id, names.TAG_STATUS, "running")
         if run.info.status != "RUNNING":
@@ -270,6 +331,7 @@ class TrialRuns:
             names.TAG_KEY: key,
             names.TAG_KIND: label.role if label else "student",
             names.TAG_STATUS: "running",
+            names.TAG_OWNER: self.owner,
             names.TAG_SWEEP: self.info.name,
             names.TAG_SWEEP_KEY: self.info.key,
             names.TAG_PROFILE: self.info.profile,

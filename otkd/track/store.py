@@ -29,9 +29,11 @@ from otkd.core.layout import Layout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
     from sqlalchemy import Engine
+
+log = logging.getLogger("otkd.track")
 
 TAG_BEGUN = "otkd.begun"
 """Tag of a sweep's run: when it was last begun or continued, in seconds since 1970."""
@@ -53,6 +55,9 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 """Settings of MLflow that hold where the environment sets none of its own."""
+
+FILE = "sqlite:///"
+"""How the address of a file begins; its path follows."""
 
 DATABASES = ("postgresql", "mysql")
 """Kinds of databases that are asked for over a network."""
@@ -105,7 +110,10 @@ def connect(layout: Layout, *, create: bool = True) -> Store:
         TrackingError: it does not answer (within about ten seconds), refuses, or (`create=False`) holds nothing yet.
     """
     uri = tracking_uri(layout)
-    if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    misspelt = _misspelt(uri)
+    if misspelt is not None:
+        raise _told(uri, misspelt, layout)
+    if not create and uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).exists():
         raise TrackingError(
             f"nothing is recorded in {uri} yet. Run a sweep first (`otkd sweep FILE`), or name its --runs."
         )
@@ -123,9 +131,7 @@ def connect(layout: Layout, *, create: bool = True) -> Store:
 
 def refused(uri: str, error: Exception, layout: Layout) -> TrackingError:
     """What a person is told of a store that did not do what it was asked, with the way out."""
-    what, way_out = _refusal(error, uri)
-    stop = "" if what.endswith(("…", ".")) else "."
-    return TrackingError(f"the tracking store {shown(uri)} {what}{stop} {_ways_out(way_out, layout)}")
+    return _told(uri, _refusal(error, uri), layout)
 
 
 def own(store: Store, layout: Layout) -> bool:
@@ -230,8 +236,10 @@ def tagged(tag: str, value: str, operator: str = "=") -> str:
 
 
 def shown(uri: str) -> str:
-    """The address without a password that it may hold."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+    """The address without the passwords that it may hold: before its last `@`, or in its query."""
+    if uri.startswith(FILE):
+        return uri
+    return re.sub(r"^([\w+.-]+:/*)?.*@", r"\1…@", re.sub(r"([?&][^=&]*(?:passw|pwd)[^=&]*=)[^&]*", r"\1…", uri))
 
 
 def is_server(uri: str) -> bool:
@@ -244,8 +252,13 @@ def local_artifacts(uri: str) -> bool:
     return not is_server(uri) and not uri.startswith("databricks")
 
 
+def _told(uri: str, refusal: Refusal, layout: Layout) -> TrackingError:
+    stop = "" if refusal.what.endswith(("…", ".")) else "."
+    return TrackingError(f"the tracking store {shown(uri)} {refusal.what}{stop} {_ways_out(refusal.way_out, layout)}")
+
+
 def _own_uri(layout: Layout) -> str:
-    return f"sqlite:///{layout.database.resolve()}"
+    return f"{FILE}{layout.database.resolve()}"
 
 
 def _quiet() -> None:
@@ -265,7 +278,7 @@ def _knock(uri: str) -> None:
 
 def _knock_server(uri: str) -> None:
     try:
-        urlopen(re.sub(r"//[^/@]*@", "//", uri), timeout=ANSWER_S).close()
+        urlopen(re.sub(r"//[^/]*@", "//", uri), timeout=ANSWER_S).close()
     except HTTPError:
         pass  # an answer
     except URLError as error:
@@ -287,8 +300,8 @@ def _find_folder(uri: str, layout: Layout) -> None:
     """Have the folder that SQLite writes to: ours is made, one that the user names wrongly is not."""
     if uri == _own_uri(layout):
         layout.database.parent.mkdir(parents=True, exist_ok=True)
-    elif uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).parent.is_dir():
-        folder = Path(uri.removeprefix("sqlite:///")).parent
+    elif uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).parent.is_dir():
+        folder = Path(uri.removeprefix(FILE)).parent
         way_out = _ways_out("Make it", layout)
         raise TrackingError(f"the tracking store {uri} cannot be opened: there is no folder {folder}. {way_out}")
 
@@ -303,6 +316,17 @@ def _alone(uri: str) -> Iterator[None]:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{MAKING_S}s'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MAKING})")
         yield
+
+
+def _misspelt(uri: str) -> Refusal | None:
+    """What is told of an address that MLflow would take for something else than is meant."""
+    if uri.startswith("sqlite://") and not uri.startswith(FILE):
+        return Refusal(f"names no file: that takes three slashes, {FILE}{uri.removeprefix('sqlite://')}")
+    if "://" not in uri and uri != "databricks" and not uri.startswith("file:"):
+        return Refusal(f"is a folder to MLflow; a server is http://127.0.0.1:5000, a file {FILE}FILE")
+    if uri.startswith(DATABASES) and uri.partition("?")[0].count("@") > 1:
+        return Refusal("has more than one @; in a name or password it is written %40")
+    return None
 
 
 def _complain_of_age(uri: str) -> None:
@@ -341,7 +365,25 @@ def _open(uri: str, layout: Layout, create: bool) -> Store:
         raise TrackingError(
             f"{shown(uri)}: experiment {name!r} was deleted. {way}, or set MLFLOW_EXPERIMENT_NAME to a new name."
         )
+    if create and local_artifacts(uri):
+        _warn_of_artifacts(experiment, layout)
     return Store(client, experiment.experiment_id, uri)
+
+
+def _warn_of_artifacts(experiment: Experiment, layout: Layout) -> None:
+    """Say so where files will not lie in this `runs/`: an experiment keeps the place that it was made with."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    if not is_local_uri(experiment.artifact_location):
+        return
+    there, here = Path(local_file_uri_to_path(experiment.artifact_location)).resolve(), layout.artifacts.resolve()
+    if there != here:
+        log.warning(
+            "artifacts go to %s, where experiment %r keeps them, and not to %s. "
+            "For that, set MLFLOW_EXPERIMENT_NAME to a name of its own, or record on a server.",
+            *(there, experiment.name, here),
+        )
 
 
 def _refusal(error: Exception, uri: str) -> Refusal:

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import count
 
 from otkd.core.records import TrialResult
-from otkd.track.events import ROOM, Event, Waiting
+from otkd.track.events import ROOM, Described, Event, Waiting
 
 logger = logging.getLogger("otkd.track")
 
@@ -140,8 +140,8 @@ class Writer(threading.Thread):
         if self._away:
             self._away = False
             logger.warning("the tracking store answers again; logging goes on")
-        if any(isinstance(event, TrialResult) for event in unit):
-            self.problems.pop(unit[0].key, None)  # a result carries all that came before it
+        if any(isinstance(event, TrialResult | Described) for event in unit):
+            self.problems.pop(unit[0].key, None)  # it carries all that came before it
 
     def _settle(self, later: Event | None) -> None:
         with self._changed:

@@ -66,6 +66,20 @@ def test_a_click_on_a_column_sorts_by_it(browser, page_file):
     page.close()
 
 
+def test_counts_are_sorted_by_what_they_count(browser, page_file):
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    table = page.locator("#compression table").first
+    head = table.get_by_role("button", name="parameters")
+    head.click()
+    shown = table.locator("tbody tr td:nth-child(4)")
+    descending = ["2.20 M", "2.20 M", "700.00 k (3.14×)", "700.00 k (3.14×)"]
+    assert shown.all_text_contents() == descending
+    head.click()
+    assert shown.all_text_contents() == descending[::-1]
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_opens(browser, page_file, width, scheme):

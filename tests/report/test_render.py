@@ -117,7 +117,7 @@ RANKED = ("wrn-16-2-wrn-40-2", "resnet8x4-resnet32x4")
 
 def test_everything_asked_for_is_written(report):
     written = {path.relative_to(report.folder).as_posix() for path in report.paths}
-    pictures = ("accuracy", "curves", "cost", "differences", "ranks")
+    pictures = ("accuracy", "curves", "cost", "differences")
     figures = {f"figures/{name}.{kind}" for name in pictures for kind in ("png", "pdf")}
     differences = (f"differences-to-{base}-{pair}" for base in ("student", "kd") for pair in RANKED)
     rankings = (f"ranking-{pair}" for pair in RANKED)
@@ -253,6 +253,7 @@ def test_console_and_headline_are_the_accuracy_table(record):
 
 def test_the_terminal_shows_a_table_per_pair_that_fits(record, monkeypatch, tmp_path):
     monkeypatch.setattr(reader, "read_sweep", lambda layout, name: record)
+    monkeypatch.setattr(reader, "histories", lambda layout, record, metric: {})
     console = Console(width=200, file=io.StringIO())
     cli._show_table(Layout(tmp_path), "demo", console)
     shown = console.file.getvalue()
@@ -276,7 +277,9 @@ def test_sentences_claim_no_more_than_the_numbers(record):
 
 def test_what_chance_does_not_explain_is_told_per_baseline(record):
     to_student, to_kd = summary.sentences(frame.trials(record))[-2:]
-    assert "better than student: kd by 1.49 points on 2 of 2 pairs, ot by 1.79 points on 1 of 2 pairs" in to_student
+    assert to_student.startswith("Against student, by the paired t-test, Holm-corrected")
+    assert to_kd.startswith("Against kd, by the paired t-test, Holm-corrected")
+    assert "at 5 %, better: kd by 1.49 points on 2 of 2 pairs, ot by 1.79 points on 1 of 2 pairs" in to_student
     assert to_kd.endswith(
         "ot+kd by 0.91 points on 2 of 2 pairs; worse: student by 1.49 points on 2 of 2 pairs; cannot be tested: ot."
     )
@@ -396,6 +399,11 @@ def test_a_report_knows_the_record_that_it_was_made_from(tmp_path):
     assert not render.is_current(tmp_path, record)
 
 
+def test_a_report_says_when_its_sweep_was_last_begun(report):
+    assert "- sweep last begun: 2025-10-09 08:53 UTC" in (report.folder / "report.md").read_text()
+    assert "last begun 2025-10-09 08:53 UTC" in report.html.read_text()
+
+
 def test_a_strange_run_id_is_recognised(tmp_path):
     record = one_seed().record()._replace(run_id='<a href="x">&amp;')
     render.build(record, None, tmp_path)
@@ -425,6 +433,33 @@ def test_write_report_reads_the_sweep_and_writes_below_runs(tmp_path, monkeypatc
     made = render.write_report(Layout(tmp_path), "demo")
     assert made.html == tmp_path / "reports/demo/report.html"
     assert made.html.exists()
+
+
+@pytest.mark.parametrize("name", ["demo", None])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_sweep_that_is_recorded_elsewhere_is_not_denied(tmp_path, monkeypatch, name, planned):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    layout = Layout(tmp_path)
+    layout.records.mkdir()
+    (layout.records / f"{'demo' if planned else 'another-one'}.plan.json").touch()
+    with pytest.raises(OtkdError, match=r"nothing is recorded in sqlite:///.*/mlflow\.db yet") as refused:
+        render.write_report(layout, name)
+    assert ("demo.plan.json says that it was run here" in str(refused.value)) is planned
+    assert ("set MLFLOW_TRACKING_URI as it was then." in str(refused.value)) is (planned or name is None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "store"),
+    [("postgresql://me:secret@host/x", "the store of MLFLOW_TRACKING_URI"), ("", r".*/mlflow\.db")],
+)
+def test_a_store_without_the_sweep_is_named(tmp_path, monkeypatch, uri, store):
+    def unknown(layout, name):
+        raise OtkdError(plugins.unknown("sweep", name, ["other"]))
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(reader, "read_sweep", unknown)
+    with pytest.raises(OtkdError, match=rf"^{store}: there is no sweep 'demo'; there is other\.$"):
+        render.write_report(Layout(tmp_path), "demo")
 
 
 def test_users_reference_rows_reach_the_page(tmp_path):

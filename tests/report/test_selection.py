@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from report_sweeps import PAIRS, Sweep
 
 from otkd.core import names
+from otkd.core.layout import Layout
 from otkd.report import frame, render, selection
 from otkd.report.tables import ablation, accuracy, search
+from otkd.sweep import tried
 
 PAIR = " ← ".join(PAIRS[0])
 LAST = f"{PAIR}, test top-1 %, last epoch, n = 2"
@@ -160,6 +164,54 @@ def test_the_best_of_what_was_stopped_wins_once_a_study_is_over_and_nothing_was_
     assert [list(made.frame.iloc[:, 0]) for made in accuracy.table(made, info)] == (
         [] if open_ else [["75.61 (n = 1, no spread)", "— (pruned ×1)"]]
     )
+
+
+def test_what_was_stopped_is_judged_by_its_best_epoch_wherever_it_is_told(tmp_path, monkeypatch):
+    sweep = Sweep(val="5000.0")
+    sweep.teacher(PAIRS[0][1], stage="search")
+    peaks = {60.0: 70.0, 65.0: 66.0}
+    for weight, last in enumerate(peaks):
+        candidate(sweep, "ot", 0, last, pruned=True, **{"transport.weight": float(weight)})
+    record = sweep.record()
+    ends = {row.label.key: row.metrics[names.VAL_TOP1] for row in record.trials if row.label.teacher}
+    curves = {key: [(1, peaks[end]), (2, end)] for key, end in ends.items()}
+    epochs = frame.epochs(record, lambda metric: curves if metric == names.VAL_TOP1 else {})
+    seen: list[str] = []
+
+    def table(made, info):
+        seen.extend(made.loc[made["role"] == "student", "configuration"])
+        return []
+
+    monkeypatch.setattr(accuracy, "table", table)
+    render.console(record, epochs)
+    render.build(record, epochs, tmp_path)
+    assert seen == ["weight=0"] * 3, "in the terminal, in the report and in its note"
+
+
+TIES = {1.0: (10.1, 10.2, 10.3), 2.0: (10.3, 10.2, 10.1), 3.0: (10.2, 10.2, 10.2)}
+"""Weight → best val top-1 of three seeds, whose sums as floats are not all the same."""
+
+
+def test_equal_means_are_equal_however_floats_round():
+    sweep = Sweep(val="5000.0")
+    for weight, of_seeds in TIES.items():
+        for seed, val in enumerate(of_seeds):
+            candidate(sweep, "ot", seed, val, **{"transport.weight": weight})
+    found = selection.configurations(trials(sweep)[0])
+    assert found["val"].tolist() == [10.2, 10.2, 10.2]
+    assert found["won"].tolist() == [True, False, False]
+
+
+def test_the_sweep_finds_the_same_winner(tmp_path, monkeypatch):
+    def result(val, layout):
+        return SimpleNamespace(status="finished", metrics={names.BEST_VAL_TOP1: val})
+
+    monkeypatch.setattr(tried, "result_of", result)
+    tries = [
+        SimpleNamespace(study="ot", planned=[SimpleNamespace(trial=val) for val in vals]) for vals in TIES.values()
+    ]
+    found = tried.winners(map(tried.Standing, tries), Layout(tmp_path))
+    assert found["ot"] == (tries[0], 10.2, True)
 
 
 def test_a_search_with_no_candidate_yet_has_a_report(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_sweeps import PAIRS, Sweep, full_sweep
 
-from otkd.core import names
+from otkd.core import names, plugins
 from otkd.core.errors import OtkdError
 from otkd.report import frame, references, stats
 from otkd.report.formats import latex, markdown
@@ -344,7 +344,8 @@ def test_ranks_need_two_pairs_and_leave_out_what_is_not_on_each():
     sweep.student("ot", 76.0)
     (table,) = tables(ranks, sweep)
     assert table.frame["average rank"].to_dict() == {"ot+kd": "1.00", "kd": "2.00", "student": "3.00"}
-    assert "Left out, for want of a figure on some pair: ot." in table.caption
+    assert "Left out, for want of a figure with all seeds on some pair: ot." in table.caption
+    assert table.frame.columns[1] == "test top-1 %, last epoch, mean over n = 2 pairs"
     assert table.data["p_friedman"].iloc[0] == pytest.approx(math.exp(-2))  # chi-squared of 4 with 2 degrees of freedom
     assert "no difference" in table.caption
     one_pair = Sweep()
@@ -359,8 +360,10 @@ def test_agreement_stands_beside_accuracy():
         sweep.student("kd", 74.0, seed, **{names.test("last", "agreement"): share})
         sweep.student("ot", 75.0, seed)
     (table,) = tables(agreement, sweep)
-    assert table.flat()[f"{PAIR}, agreement %, n = 2"].to_dict() == {"kd": "81.00 ± 1.41", "ot": "— (no figure ×2)"}
-    assert table.flat()[f"{PAIR}, test top-1 %"].to_dict() == {"kd": "74.00", "ot": "75.00"}
+    shares = table.flat()[f"{PAIR}, agreement %, last epoch, n = 2"]
+    assert shares.to_dict() == {"kd": "81.00 ± 1.41", "ot": "— (no figure ×2)"}
+    figures = table.flat()[f"{PAIR}, test top-1 %, last epoch, n = 2"]
+    assert figures.to_dict() == {"kd": "74.00 ± 0.00", "ot": "75.00 ± 0.00"}
     assert tables(agreement, full_sweep()) == []
 
 
@@ -371,7 +374,12 @@ def test_terms_tell_of_themselves():
         sweep.student("ot", 75.0, seed, **told, **{names.term("transport", "raw"): 3.0})
         sweep.student("kd", 74.0, seed, **{names.term("kd", "raw"): 3.0})
     (table,) = tables(diagnostics, sweep)
-    assert table.frame.to_dict("index") == {"ot": {"converged": "0.75", "marginal error": "0.0002"}}
+    of_two = {"converged, last epoch, n = 2": "0.75", "marginal error, last epoch, n = 2": "0.0002"}
+    assert table.frame.to_dict("index") == {"ot": of_two}
+    sweep.student("emd", 75.0, terms=("ce", "transport"), **{names.term("transport", "converged"): 1.0})
+    (more,) = tables(diagnostics, sweep)
+    assert more.frame["converged, last epoch, n = 2 unless stated"].to_dict() == {"ot": "0.75", "emd": "1 (n = 1)"}
+    assert more.frame["marginal error, last epoch, n = 2"].to_dict() == {"ot": "0.0002", "emd": "—"}
     assert table.name == "diagnostics-transport"
     assert tables(diagnostics, full_sweep()) == []
 
@@ -386,6 +394,52 @@ def test_what_did_not_finish_is_listed_with_its_reason(small):
     sweep = Sweep()
     sweep.student("kd", 74.0)
     assert tables(failures, sweep) == []
+
+
+def with_a_lucky_seed(methods: tuple[str, ...]) -> Sweep:
+    """Two pairs, two seeds; `ot` has the highest figure of all and lost its other seed."""
+    sweep = Sweep()
+    for pair in PAIRS:
+        for place, method in enumerate(methods):
+            for seed in range(2):
+                sweep.student(method, 70.0 + place + seed / 10, seed, pair, terms=("ce", method))
+        sweep.student("ot", 99.0, 0, pair)
+        sweep.student("ot", seed=1, pair=pair, status="diverged")
+    return sweep
+
+
+def test_a_method_that_lost_seeds_has_no_average_rank():
+    (table,) = tables(ranks, with_a_lucky_seed(("a", "b", "c")))
+    assert table.frame["average rank"].to_dict() == {"c": "1.00", "b": "2.00", "a": "3.00"}
+    assert "on some pair: ot." in table.caption
+    assert tables(ranks, with_a_lucky_seed(("a", "b"))) == []
+
+
+def test_a_method_that_lost_seeds_has_no_rank_by_accuracy():
+    table, _ = tables(ranking, with_a_lucky_seed(("a", "b", "c")))
+    flat = table.flat()
+    assert flat["rank by accuracy"].to_dict() == {"c": "1", "b": "2", "a": "3", "ot": ""}
+    assert flat["apart from the next"].to_dict() == {"c": "yes", "b": "yes", "a": "", "ot": ""}
+    assert flat.loc["ot"].iloc[1] == "99.00 (n = 1, no spread)"
+    assert np.isnan(table.data.set_index("method").loc["ot", "rank_accuracy"])
+
+
+@pytest.mark.parametrize(("pairs", "differ"), [(2, False), (4, True)])
+def test_nothing_is_claimed_of_ranks_that_friedman_finds_alike(pairs, differ):
+    sweep = Sweep()
+    for index in range(pairs):
+        for place, method in enumerate(("student", "kd", "ot")):
+            sweep.student(method, 70.0 + place, pair=(f"small{index}", f"big{index}"))
+    (table,) = tables(ranks, sweep)
+    assert table.data["p_friedman"].iloc[0] == pytest.approx(math.exp(-pairs))  # chi-squared of 2 × pairs, 2 degrees
+    assert ("no difference" not in table.caption) is differ
+    told = table.frame["p, same as ot (Nemenyi)"].to_dict()
+    assert (stats.DASH not in told.values()) is differ
+    assert told["ot"] == ""
+    assert table.data["p_nemenyi_to_best"].notna().any() == differ
+    record = sweep.record()
+    drawn = plugins.load("plots", "ranks").figure(frame.trials(record), None, record.info)
+    assert (drawn is not None) is differ
 
 
 def test_methods_that_tie_everywhere_are_not_called_different():

@@ -411,4 +411,4 @@ def test_more_processes_than_cores_are_refused(file, tmp_path):
 def test_several_processes_need_ray(file, tmp_path):
     done = otkd("sweep", file, "--local", "--runs", tmp_path, "--set", "resources.gpus_per_trial=2")
     assert done.returncode == 1
-    assert "--local trains in this process alone" in done.stderr
+    assert "resources.gpus_per_trial: 2 processes need Ray; leave --local out, or set it to 1." in done.stderr

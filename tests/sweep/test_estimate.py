@@ -11,14 +11,17 @@ from otkd.core import names
 from otkd.core.errors import ConfigError
 from otkd.core.layout import write_text
 from otkd.core.records import EpochRecord, TrialResult
+from otkd.sweep.contest import Contest
 from otkd.sweep.earlier import Pace, earlier, kinds, pace_of
 from otkd.sweep.estimate import Clock, Machine, Paces, Task, images, makespan, measured, of_plan, stages_of, wider
 from otkd.sweep.journal import journal_file
 from otkd.sweep.plan import make
+from otkd.sweep.runner import Mailbox
 from otkd.sweep.search import draw
-from otkd.sweep.searchers import Begun, Ending, Log
+from otkd.sweep.searchers import Begun, Ending, Log, Report
 from otkd.sweep.show import show_plan
 from otkd.sweep.spec import load
+from otkd.sweep.tried import Tried, id_of, winners
 from otkd.track.jsonl import JsonlSink
 
 CPU = "CPU, 1 thread"
@@ -246,7 +249,7 @@ def test_of_an_optuna_search_random_configurations_stand_in_also_where_some_do_n
     plan = make(load(sweep_file(search=search, methods={"kd": {"kd": 1}}, seeds=[0])))
     with pytest.raises(ConfigError, match="below 2 images"):
         plan.candidate(plan.studies[0], 0, draw(plan.studies[0], 0, 6))
-    assert [len(trials) for trials in stages_of(plan, plan.pending(layout), layout)] == [1, 0, 6, 1, 2]
+    assert [len(trials) for trials in stages_of(plan, plan.pending(layout), layout)] == [1, 0, 4, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -270,5 +273,76 @@ def test_a_plan_counts_no_students_that_its_search_has_not_drawn(sweep_file, lay
     plan = make(load(sweep_file(search={"kind": "random", "space": space, "samples": 3}, methods={"kd": {"kd": 1}})))
     console = Console(width=200, file=StringIO())
     show_plan(plan, layout, console)
-    assert "1 trial before the search: 1 teacher; 0 done, 1 to train, 2 epochs in all." in console.file.getvalue()
+    assert "1 trial before the search: 1 teacher; 0 done, 1 to train, 2 epochs." in console.file.getvalue()
     assert "Search: 0 configurations begun, at most 3 to come; 0 of 1 study over." in console.file.getvalue()
+
+
+SEARCHED = {
+    "kind": "random",
+    "space": {"methods.kd.kd.weight": {"choice": [1, 2]}},
+    "samples": 2,
+    "final": {"seeds": 3},
+}
+
+
+def test_a_plan_tells_what_comes_after_its_search(sweep_file, layout):
+    plan = make(load(sweep_file(search=SEARCHED, seeds=[0])))
+    epochs = plan.spec.train.epochs
+    text = shown(plan, layout)
+    assert f"After it: at most 1 teacher and 6 students to train, {7 * epochs} epochs." in text
+    assert "epochs in all" not in text
+    assert "After it" not in shown(make(load(sweep_file(search={**SEARCHED, "final": None}, seeds=[0]))), layout)
+
+
+def over(plan, layout):
+    """Have a search ended: of each study the last configuration was the best."""
+    contest = Contest(plan, layout, Mailbox())
+    while (candidate := contest.next()) is not None:
+        for item in candidate.planned:
+            keep(layout, item.trial)
+        value = 50.0 + candidate.number
+        contest.judge(id_of(candidate), Report(plan.spec.train.epochs, value, value, 0.1))
+        contest.end(id_of(candidate), "finished", "", {})
+    contest.conclude()
+
+
+def test_a_plan_lists_the_keys_of_winners_and_of_what_is_trained_after_the_search(sweep_file, layout):
+    plan = make(load(sweep_file(search=SEARCHED, seeds=[0])))
+    keep(layout, plan.teachers[0].trial)
+    over(plan, layout)
+    tried = Tried(plan, layout)
+    final = tried.final
+    keep(layout, final.teachers[0].trial)
+    keep(layout, final.students[0].trial)
+    text = shown(plan, layout)
+    lines = {key: line for line in text.splitlines() for key in tried.whole.trials if key in line.split()}
+    won = [winner.candidate.planned[0].trial.key for winner in winners(tried.standings, layout).values()]
+    assert set(lines) == {plan.teachers[0].trial.key, *won, *final.trials}
+    assert all(lines[key].rstrip().endswith("done, wins") for key in won)
+    assert lines[final.students[0].trial.key].rstrip().endswith("done")
+    assert lines[final.students[1].trial.key].rstrip().endswith("to do")
+    assert f"After it: 0 teachers and 5 students to train, {5 * plan.spec.train.epochs} epochs." in text
+
+
+def test_a_plan_says_that_what_its_search_will_try_is_done_already(sweep_file, layout):
+    plan = make(load(sweep_file(search={**SEARCHED, "final": None}, seeds=[0])))
+    text = "All trials of the configurations to come are done already: the search takes next to no time."
+    for trial in (*plan.trials.values(), *(t.trial for s in plan.studies for c in plan.known(s) for t in c.planned)):
+        assert text not in shown(plan, layout)
+        keep(layout, trial)
+    assert "at most 3 to come" in shown(plan, layout)
+    assert text in shown(plan, layout)
+    over(plan, layout)
+    assert text not in shown(plan, layout)
+
+
+@pytest.mark.parametrize("kind", ["random", "optuna"])
+def test_a_space_with_fewer_configurations_than_samples_is_said(sweep_file, layout, kind):
+    """Also in the notes, which say how many there are."""
+    plan = make(load(sweep_file(search={**SEARCHED, "kind": kind, "samples": 9}, seeds=[0])))
+    text = " ".join(shown(plan, layout).split())
+    assert "! search.samples: 9 are asked for, resnet8 ← resnet14 · kd has 2 different configurations." in text
+    assert "at most 1 or 2 configurations each" in text
+    assert "at most 3 to come" in text
+    whole = {"methods.kd.kd.weight": {"int": [1, 9]}}
+    assert make(load(sweep_file(search={**SEARCHED, "kind": kind, "samples": 9, "space": whole}))).warnings == ()

@@ -86,6 +86,15 @@ def test_a_pruned_trial_that_another_sweep_has_begun_is_kept(layout):
     assert "checkpoints of pruned trials" not in found(layout)
 
 
+@pytest.mark.parametrize("has_failed", [True, False])
+def test_a_pruned_trial_that_failed_since_is_kept(layout, has_failed):
+    """`--retry-failed` goes on from its checkpoint. The journal may lack what `failed.json` says, and outlives that."""
+    journal(layout, "one", (UNDER_WAY, "start"), *[(PRUNED, "failed")] * (not has_failed))
+    if has_failed:
+        write(layout.trial(PRUNED).failed)
+    assert not checkpoints(PRUNED) & set().union(*found(layout).values())
+
+
 def test_superseded_ones_may_stay(layout):
     kinds = found(layout, superseded=False)
     assert set().union(*kinds.values()) == checkpoints(DONE)

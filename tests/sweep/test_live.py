@@ -17,7 +17,7 @@ from otkd.sweep.displays import JsonLines, Lines, LiveTable, Quiet, for_person, 
 from otkd.sweep.live import Progress
 from otkd.sweep.plan import make
 from otkd.sweep.spec import load
-from otkd.sweep.tally import End, Tally
+from otkd.sweep.tally import End, Tally, ToCome
 from otkd.sweep.tried import Tried
 
 
@@ -122,14 +122,17 @@ def test_a_search_promises_no_end(sweep_file, clock):
     progress = Progress(plan._replace(info=plan.info.with_labels(item.label for item in first.planned)))
     progress.slots = lambda cpu: 2
     progress.finish(result(plan.teachers[0].trial))
-    progress.begin_stage("search", [], [])
+    progress.begin_stage("search", [], [], ToCome(16), new=14)
     for trial in trials:
         progress.start(trial)
         progress.epoch(record(trial, 1))
     clock.now += live.ESTIMATE_EVERY_S
     progress.finish(result(trials[0]))
-    assert "teachers 1/1, search 1 of 2 so far" in text(progress.view())
+    assert "teachers 1/1, search 1 of at most 16" in text(progress.view())
+    assert "best so far" in text(progress.view())
     assert progress.view().left_s is None
+    progress.begin_stage("students", [], [])  # it has drawn no more
+    assert "teachers 1/1, search 1/2" in text(progress.view())
 
 
 def test_the_teacher_of_a_search_promises_no_end_and_says_what_may_come(sweep_file, clock, layout):
@@ -266,6 +269,26 @@ def test_json_has_an_event_a_line_that_any_reader_takes(plan):
     assert events[3]["metrics"][names.VAL_TOP1] is None
     assert events[4]["text"] == "[red]é\n"
     assert (events[-1]["status"], events[-1]["done"], events[-1]["to_do"]) == ("incomplete", 2, 3)
+
+
+def test_when_all_has_ended_nothing_runs(plan):
+    """Workers that were asked to stop tell of no end."""
+    stream = StringIO()
+    progress, students = begin(plan, JsonLines(stream))
+    progress.start(students[0])
+    progress.end("stopped")
+    end = json.loads(stream.getvalue().splitlines()[-1])
+    assert (end["done"], end["running"], end["to_do"]) == (1, 0, 4)
+
+
+@pytest.mark.parametrize(("stage", "name"), [("search", "search/test/last/top1"), ("final", "test/last/top1")])
+def test_the_test_figures_of_a_candidate_have_a_name_of_their_own(plan, stage, name):
+    stream, item = StringIO(), plan.students[0]
+    progress = Progress(plan, JsonLines(stream))
+    progress.plan(plan.info.model_copy(update={"labels": (item.label.model_copy(update={"stage": stage}),)}))
+    figures = {names.BEST_VAL_TOP1: 71.0, names.test("last", "top1"): 70.0}
+    progress.finish(result(item.trial).model_copy(update={"metrics": figures}))
+    assert json.loads(stream.getvalue())["metrics"] == {names.BEST_VAL_TOP1: 71.0, name: 70.0}
 
 
 def test_training_goes_on_when_nobody_reads_its_events_any_more(plan):

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from otkd.cli import app
+from otkd.core.errors import ConfigError
 from otkd.core.layout import Layout, write_text
 from otkd.models.factory import create
 from otkd.sweep.plan import make
@@ -118,6 +119,35 @@ def test_a_plan_refuses_what_the_sweep_would_refuse_of_weights_and_keeps_none(sw
         assert done.exit_code == status, done.output
         assert ("own.pt does not fit resnet14: " in str(done.exception)) == (status == 1)
     assert not (tmp_path / "runs" / "weights").exists()
+
+
+@pytest.mark.parametrize(("val", "held"), [(0.001, 0), (0.999, 240)])
+def test_a_share_that_holds_out_none_or_all_is_refused(sweep_file, val, held):
+    text = f"data.val: of the 240 training images some are to be held out, .*; as a share, {val} is {held} of them"
+    with pytest.raises(ConfigError, match=text):
+        make(load(sweep_file(data={"name": "digits", "val": val, "limit": 240})))
+    make(load(sweep_file(data={"name": "digits", "val": 0.003, "limit": 240})))
+
+
+SPACE = {"methods.kd.kd.weight": {"loguniform": [0.1, 10]}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"search": {"kind": "random", "space": SPACE, "samples": 2, "scheduler": "asha"}},
+            "search.scheduler: asha is Ray's; leave --local out",
+        ),
+        ({"resources": {"gpus_per_trial": 2}}, "resources.gpus_per_trial: 2 processes need Ray; leave --local out"),
+    ],
+)
+def test_what_needs_ray_is_refused_before_anything_is_written(sweep_file, tmp_path, parts, message):
+    words = ["sweep", str(sweep_file(**parts)), "--local", "--runs", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, ConfigError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_committed_schema_is_that_of_the_code():

@@ -364,7 +364,7 @@ def test_the_notes_say_effort_rule_and_what_is_searched(planned):
         planned({**RANDOM, "scheduler": "asha", "budget": {"trials": 9}, "final": {"seeds": 1}}).info.notes
     )
     for part in (
-        "random, 3 studies (pair × method), 1 or 4 configurations each, scheduler asha (grace 1, factor 3), budget 9 ",
+        "random, 3 studies (pair × method), at most 1 or 4 configurations each, scheduler asha (grace 1, factor 3), ",
         "mean over seeds 0, 1",
         "Searched for student: nothing, it has one configuration.",
         "methods.ot.transport.layer of ['embedding', 3]",

@@ -23,6 +23,7 @@ from otkd.sweep.run import Broadcast, clear_failures, ends, execute, failed_befo
 from otkd.sweep.session import Session
 from otkd.sweep.show import show_held, show_outcome
 from otkd.sweep.status import as_json, headline, show_status, status
+from otkd.sweep.tally import ToCome
 from otkd.track.jsonl import JsonlSink
 
 
@@ -200,6 +201,47 @@ def test_an_unknown_sweep_is_answered_with_those_there_are(layout, plan):
     plan_file(layout, "tiny-quick").write_text("{", encoding="utf-8")
     with pytest.raises(OtkdError, match="is damaged"):
         status(layout, "tiny-quick")
+
+
+def test_a_sweep_that_has_the_lock_and_no_plan_yet_is_starting(layout, plan):
+    """It opens the tracking store first."""
+    first = lock.take(layout, "tiny")
+    with pytest.raises(OtkdError, match=f"a sweep is starting: process {os.getpid()} of"):
+        status(layout)
+    PlanFile(layout, plan.info.model_copy(update={"name": "older"}))
+    with pytest.raises(OtkdError, match="a sweep is starting"):
+        status(layout, "tiny")
+    assert status(layout).info.name == "older"
+    first.release()
+
+
+def searching(plan, layout, new):
+    """A driver whose search has drawn four trials, one of which has ended, and may draw so many more."""
+    labels = [label.model_copy(update={"stage": "search"}) for label in plan.info.labels]
+    driver = Driver(plan._replace(info=plan.info.model_copy(update={"labels": tuple(labels)})), layout)
+    driver.progress.begin_stage("search", [], [], ToCome(new + 3), new)
+    driver.listener.start(plan.students[0].trial)
+    driver.listener.finish(end(plan.students[0].trial))
+    return driver
+
+
+def test_of_a_search_it_says_what_may_come(plan, layout):
+    driver = searching(plan, layout, new=3)
+    shown = printed(status(layout))
+    assert ("search 1 of at most 7" in shown, "best so far" in shown) == (True, True)
+    driver.progress.end("stopped")
+    driver.leave()
+    assert "search 1 of at most 7" in printed(status(layout))
+
+
+def test_of_a_search_that_is_over_it_says_what_there_was(plan, layout):
+    driver = searching(plan, layout, new=3)
+    for item in plan.students[1:]:
+        driver.listener.finish(end(item.trial))
+    driver.progress.end("finished")
+    driver.leave()
+    shown = printed(status(layout))
+    assert ("search 4/4" in shown, "so far" in shown) == (True, False)
 
 
 def test_the_plan_grows_with_a_search(plan, layout):
@@ -392,3 +434,20 @@ def test_the_command_line(sweep_file, command):
     assert "the images of" not in plan.stdout  # digits come with a dependency
     missing = command("plan", file, "--set", "data.name=cifar100", "--set", "data.limit=500")
     assert "the images of cifar100 are not here: to be downloaded" in missing.stdout
+
+
+def test_a_search_takes_up_what_other_sweeps_have_trained_without_its_storage(sweep_file, command, tmp_path):
+    """Its candidate, and the teacher of its winner. It trains the winner again, and counts all."""
+    parts = {"methods": {"kd": {"kd": 1}}, "seeds": [0], "train": {"epochs": 1, "batch_size": 32}}
+    for val in (0, 0.2):
+        file = sweep_file(**parts, data={"name": "digits", "val": val, "limit": 200})
+        assert command("sweep", file, "--local", "--quiet").exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("runs/trials/*/result.json")}
+    searched = sweep_file(**parts, search={"final": {"seeds": 1}})
+    last = command("sweep", searched, "--local", "--json", "--storage", f"file://{tmp_path}/shared")
+    events = [json.loads(line) for line in last.stdout.splitlines()]
+    assert last.exit_code == 0, last.output
+    assert [event["title"][-14:] for event in events if event["event"] == "start"] == ["final · seed 1"]
+    assert [events[-1][state] for state in ("status", "done", "running", "to_do")] == ["finished", 4, 0, 0]
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(tmp_path.glob("shared/trials/*/result.json"))) == 4

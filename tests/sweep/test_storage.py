@@ -2,18 +2,21 @@
 
 import json
 import logging
+from io import StringIO
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 from otkd.core import storage
 from otkd.core.errors import StorageError
-from otkd.core.layout import Layout
+from otkd.core.layout import Layout, write_text
 from otkd.core.records import TrialResult
 from otkd.core.storage import Fetcher, Mirror, Storage, opened, scratch
 from otkd.core.trial import Augment, Constant, Data, Model, Train, Trial
 from otkd.sweep.runner import Mailbox
+from otkd.sweep.session import Session
 from otkd.sweep.spec import Resources
 from otkd.sweep.tune import Courier, RayRunner
 from otkd.train import CohortTrainer, Environment, fit
@@ -141,6 +144,29 @@ def test_a_checkpoint_stays_where_the_storage_has_none_and_gets_there_next(url, 
     assert content(there) == {"trial.json": "t", "checkpoint.pt": "c"}
 
 
+def test_what_has_ended_in_runs_is_never_fetched_away(url, tmp_path):
+    """Another sweep has trained it without a storage, or somebody has emptied that."""
+    here, mirror = folder(tmp_path, trial="t", last="l", best="b", result="r", checkpoint="c"), Storage(url)
+    ended = content(here)
+    mirror.fetch(here)
+    assert content(here) == ended
+    Storage(url).forget(here)
+    mirror.fetch(here)
+    assert content(here) == ended
+    there = folder(tmp_path / "there")
+    Storage(url).fetch(there)
+    assert content(there) == ended
+
+
+def test_on_a_node_what_the_storage_has_forgotten_is_trained_again(url, tmp_path, monkeypatch):
+    """As where its driver has set a result aside."""
+    monkeypatch.setenv("OTKD_SCRATCH", str(tmp_path))
+    here = folder(scratch(url, "host:/x").root, trial="t", last="l", result="r")
+    there = scratch(url, "host:/x").trial(here.path.name)
+    Storage(url).fetch(there)
+    assert content(there) == {"trial.json": "t"}
+
+
 def test_a_driver_that_tells_of_a_lost_worker_leaves_its_newer_checkpoint_alone(url, tmp_path):
     """The driver has one of an earlier session, the storage what the worker has saved in this one."""
     layout = Layout(tmp_path / "runs")
@@ -152,7 +178,9 @@ def test_a_driver_that_tells_of_a_lost_worker_leaves_its_newer_checkpoint_alone(
     runner = RayRunner(Environment(layout, mirror=Storage(url)), Resources(), address="elsewhere:1")
     ended = SimpleNamespace(config={"cohort": [STUDENT.model_dump_json()]}, trial_id="t", get_error=lambda: "it died")
     box = Mailbox()
-    Courier(box, runner, runner.overseer(box, lambda _: [STUDENT])).on_trial_error(0, [], ended)
+    courier = Courier(box, runner, runner.overseer(box, lambda _: [STUDENT]))
+    courier.on_trial_start(0, [], ended)
+    courier.on_trial_error(0, [], ended)
     [(kind, text)] = box.take()
     assert (kind, json.loads(text)["status"]) == ("finish", "failed")
     found = Layout(tmp_path / "another").trial(STUDENT.key)
@@ -203,6 +231,30 @@ def test_runs_and_storage_are_brought_to_the_same_state(url, tmp_path):
     fetched = tmp_path / "fetched" / "w.pt"
     Storage(url).fetch_weights(fetched)
     assert fetched.read_text() == "w"
+
+
+class Deaf:
+    """A tracking store that keeps nothing."""
+
+    def __init__(self, info, layout):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_of_what_a_search_names_the_storage_gets_what_other_sweeps_have_trained(plan, layout, tmp_path, monkeypatch):
+    """Before it begins: workers on other machines look there alone."""
+    monkeypatch.setattr("otkd.sweep.session.MlflowSink", Deaf)
+    ended, begun, new = (letter * 16 for letter in "abc")
+    write_text(layout.trial(ended).result, "r")
+    write_text(layout.trial(begun).checkpoint, "c")
+    labels = [plan.students[0].label.model_copy(update={"key": key}) for key in (ended, begun, new)]
+    with Session(plan, layout, Console(file=StringIO())) as session:
+        session._mirror = Storage(f"file://{tmp_path}/shared")
+        session.progress.plan(plan.info.with_labels(labels))
+    found = Storage(f"file://{tmp_path}/shared")._all()
+    assert {key: set(files) for key, files in found.items()} == {ended: {"result.json"}, begun: {"checkpoint.pt"}}
 
 
 def test_a_half_written_file_is_never_seen(tmp_path, monkeypatch):

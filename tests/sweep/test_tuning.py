@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from otkd.core import names
-from otkd.core.errors import ConfigError, OtkdError
+from otkd.core.errors import ConfigError, OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, TrialResult
+from otkd.sweep.candidate import Seeds
 from otkd.sweep.contest import Contest
 from otkd.sweep.journal import journal_file
 from otkd.sweep.live import Progress
@@ -23,13 +24,16 @@ from otkd.sweep.local import LocalRunner
 from otkd.sweep.plan import make
 from otkd.sweep.run import Broadcast, ends, execute, is_left, outcome
 from otkd.sweep.schedulers import PerStudy
-from otkd.sweep.searchers import Ending, Log, Report, proposer
+from otkd.sweep.search import draw
+from otkd.sweep.searchers import Begun, Ending, Log, Report, proposer
 from otkd.sweep.spec import load
 from otkd.sweep.tried import Tried, id_of, winners
 from otkd.sweep.tuning import expect_possible
 from otkd.track.jsonl import JsonlSink
-from otkd.train import Environment
+from otkd.train import CohortTrainer, Environment
+from otkd.train.distributed import GroupError
 from otkd.train.engine import fetch
+from otkd.train.pulse import DeadlineError
 
 WEIGHT = "methods.kd.kd.weight"
 RANDOM = {"kind": "random", "space": {WEIGHT: {"loguniform": [0.1, 10]}}, "samples": 4}
@@ -142,6 +146,45 @@ def test_the_same_configuration_is_not_tried_twice(planned, layout):
     assert sorted(tried) == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("kind", ["random", "optuna"])
+def test_a_study_gets_as_many_configurations_as_there_are_samples(planned, layout, kind):
+    """What is drawn twice is drawn again; after an interruption the same."""
+    space = {WEIGHT: {"choice": [1, 2, 3, 4, 5, 6, 7, 8]}}
+    plan = only_kd(planned({**RANDOM, "kind": kind, "space": space, "samples": 8}))
+    if kind == "random":
+        first = [draw(kd(plan), number, 0)[WEIGHT] for number in range(8)]
+        assert len(set(first)) < 8
+    ear = Ear()
+    tried = [candidate.values[WEIGHT] for candidate in drain(Contest(plan, layout, ear))]
+    assert sorted(tried) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert ear.notes == []
+    elsewhere = Layout(layout.root.with_name("other"))
+    contest = Contest(plan, elsewhere, Ear())
+    for _ in range(5):
+        candidate = contest.next()
+        contest.judge(id_of(candidate), Report(2, 50.0, 50.0, 0.5))
+        contest.end(id_of(candidate), "finished", "", {})
+    assert [candidate.values[WEIGHT] for candidate in drain(Contest(plan, elsewhere, Ear()))] == tried
+    if kind == "random":
+        assert [candidate.values[WEIGHT] for candidate in plan.known(kd(plan))] == tried
+        assert tried[0] == first[0]
+
+
+def test_what_an_older_log_has_tried_is_not_tried_again(planned, layout):
+    """Numbers that it passed over get what it left."""
+    space = {WEIGHT: {"choice": [1, 2, 3, 4]}}
+    plan = only_kd(planned({**RANDOM, "space": space, "samples": 4}))
+    values = [draw(kd(plan), number, 0) for number in range(4)]
+    log = Log(layout, plan.info.key)
+    for number in range(4):
+        if values[number] not in values[:number]:
+            log.append(Begun(study=kd(plan).title, number=number, values=values[number]))
+    again = drain(Contest(plan, layout, Ear()))
+    assert sorted(candidate.values[WEIGHT] for candidate in again) == [1, 2, 3, 4]
+    begun = {line.number: line.values for line in log.read() if line.event == "begin"}
+    assert sorted(begun) == [0, 1, 2, 3]
+
+
 def test_two_methods_that_meet_in_a_trial_train_it_one_after_the_other(planned, layout):
     space = {WEIGHT: {"choice": [1.0, 2.0]}}
     methods = {"kd": {"ce": 1, "kd": 1}, "other": {"ce": 1, "kd": 1}}
@@ -218,6 +261,24 @@ def test_nothing_begins_after_the_budget(planned, layout, budget, begun):
     """Two seeds a configuration, and half an hour each."""
     plan = planned({**RANDOM, "budget": budget})
     assert len(drain(Contest(plan, layout, Ear()))) == begun
+
+
+@pytest.mark.parametrize("rule", [{"budget": {"hours": 1.0}}, {"stop": {"target": 70.0}}])
+def test_what_a_stopped_search_has_used_and_reached_counts_before_it_goes_on(planned, layout, rule):
+    """One seed has trained two epochs of half an hour, the other one, when all is killed."""
+    plan = only_kd(planned({**RANDOM, **rule}))
+    [candidate] = [Contest(plan, layout, Ear()).next()]
+    sink = JsonlSink(journal_file(layout, plan.info.name))
+    for item, epochs in zip(candidate.planned, (2, 1), strict=True):
+        sink.start(item.trial)
+        for epoch in range(1, epochs + 1):
+            metrics = {names.VAL_TOP1: 70.0, names.EPOCH_S: 1500.0, names.EVAL_S: 300.0}
+            sink.epoch(EpochRecord(key=item.trial.key, epoch=epoch, epochs=9, metrics=metrics, time=0.0))
+    sink.close()
+    contest = Contest(plan, layout, Ear())
+    assert contest.standings[id_of(candidate)].last == Report(1, 70.0, 70.0, 1.5)
+    assert id_of(contest.next()) == id_of(candidate)
+    assert contest.next() is None
 
 
 def test_a_study_that_has_its_target_begins_no_other(planned, layout):
@@ -307,8 +368,9 @@ class FakeTrial:
         self.trial_id, self.config, self.status = name, {"study": study, "id": name}, "RUNNING"
 
 
-def told(scheduler, trial, epoch, value):
-    return scheduler.on_trial_result(None, trial, Report(epoch, value, value, 0.1)._asdict())
+def told(scheduler, trial, epoch, value, earlier=0):
+    result = {**Report(epoch, value, value, 0.1)._asdict(), "earlier": earlier}
+    return scheduler.on_trial_result(None, trial, result)
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
@@ -327,6 +389,68 @@ def test_a_weak_method_is_compared_with_itself_alone(planned, name):
     assert decisions["weak", 0] == "CONTINUE"
     assert "STOP" in decisions.values()
     assert all(f"stopped by {name} after epoch 1" in reason for reason in scheduler.reasons.values())
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_what_was_let_through_is_not_stopped_when_it_is_told_again_after_better_ones(planned, name):
+    """The one that it has come to is judged as ever: whether it was let through there nobody knows."""
+    options = {"asha": {"grace": 1, "factor": 3}, "median": {"grace": 1, "samples": 2}}[name]
+    plan = planned({**RANDOM, "scheduler": {"name": name, **options}}, train={"epochs": 27, "batch_size": 32})
+    scheduler = PerStudy(plan.spec.search, 27, lambda id_, report: "")
+    *better, late = (FakeTrial(id_, "study") for id_ in "BCDA")
+    for trial in (*better, late):
+        scheduler.on_trial_add(None, trial)
+    for trial in better:
+        assert told(scheduler, trial, 1, 80.0) == "CONTINUE"
+        assert [told(scheduler, trial, epoch, 80.0) for epoch in range(2, 10)] == ["CONTINUE"] * 8
+    again = [told(scheduler, late, epoch, 50.0, earlier=9) for epoch in range(1, 9)]
+    assert again == ["CONTINUE"] * 8
+    assert scheduler.reasons == {}
+    assert told(scheduler, late, 9, 50.0, earlier=9) == "STOP"
+
+
+def test_what_a_worker_found_that_took_over_was_not_let_through_by_anybody(planned):
+    plan = planned({**RANDOM, "scheduler": {"name": "asha", "grace": 3}}, train={"epochs": 9, "batch_size": 32})
+    scheduler = PerStudy(plan.spec.search, 9, lambda id_, report: "")
+    better, late = FakeTrial("A", "study"), FakeTrial("B", "study")
+    for trial in (better, late):
+        scheduler.on_trial_add(None, trial)
+    assert told(scheduler, better, 3, 80.0) == "CONTINUE"
+    assert told(scheduler, late, 1, 50.0, earlier=0) == "CONTINUE"
+    assert told(scheduler, late, 3, 50.0, earlier=3) == "STOP"
+
+
+def test_the_end_of_what_was_trained_to_its_end_stands(planned, layout):
+    """Otherwise the hours that it took would be free again."""
+    plan = only_kd(planned({**RANDOM, "samples": 2, "budget": {"hours": 1.0}}))
+    contest = Contest(plan, layout, Ear())
+    id_ = id_of(contest.next())
+    for epoch in (1, 2):
+        contest.judge(id_, Report(epoch, 50.0, 50.0, 0.9 * epoch))
+    contest.end(id_, "finished", "", {})
+    ear = Ear()
+    later = Contest(plan, layout, ear)
+    assert id_of(later.next()) == id_
+    later.judge(id_, Report(1, 50.0, 50.0, 0.9))
+    later.end(id_, "pruned", "stopped by asha after epoch 1", {})
+    [standing] = Tried(plan, layout).standings
+    assert (standing.earlier.status, standing.earlier.reports[-1].hours) == ("finished", 1.8)
+    assert ear.results == []
+    assert Contest(plan, layout, Ear()).next() is not None
+    assert later.next() is None
+
+
+def test_brackets_are_filled_as_before(planned, layout):
+    """In the order in which configurations were tried; other schedulers hear of those first that have ended."""
+    for name in ("hyperband", "asha"):
+        plan = only_kd(planned({**RANDOM, "scheduler": name}))
+        first = Contest(plan, layout, Ear())
+        begun = [id_of(first.next()) for _ in range(3)]
+        first.judge(begun[1], Report(1, 10.0, 10.0, 0.1))
+        first.end(begun[1], "pruned", "enough", {})
+        again = Contest(plan, layout, Ear())
+        expected = begun if name == "hyperband" else [begun[1], begun[0], begun[2]]
+        assert [id_of(again.next()) for _ in range(3)] == expected
 
 
 def test_the_rules_of_the_search_stop_besides_the_scheduler(planned):
@@ -479,6 +603,99 @@ def test_where_all_were_stopped_the_best_of_them_wins(planned, layout):
         contest.end(id_, "pruned", "enough", {})
     [winner] = winners(Tried(plan, layout).standings, layout).values()
     assert (winner.candidate.number, winner.value, winner.finished) == (1, 50.0, False)
+
+
+# What fails
+
+
+class FakeTrainer:
+    """Trains two epochs; before each step it takes what goes wrong from a list."""
+
+    def __init__(self, trial, wrong):
+        self.trial, self.wrong, self.epoch = trial, wrong, 0
+        self.done, self.stopped, self.results = False, False, {}
+
+    def step(self):
+        wrong = self.wrong.pop(0) if self.wrong else None
+        if isinstance(wrong, Exception):
+            raise wrong
+        self.epoch += 1
+        self.done = wrong == "failed" or self.epoch == 2
+        if self.done:
+            status = wrong or "finished"
+            self.results[self.trial.key] = TrialResult(key=self.trial.key, status=status, started=0.0, ended=1.0)
+        return [trained(self.trial, self.epoch)]
+
+
+def trained(trial, epoch):
+    metrics = {names.VAL_TOP1: 50.0 + epoch, names.EPOCH_S: 9.0, names.EVAL_S: 1.0}
+    return EpochRecord(key=trial.key, epoch=epoch, epochs=2, metrics=metrics, time=0.0)
+
+
+@pytest.fixture
+def seeds(planned, layout):
+    """Two trials of a configuration, and what goes wrong with each."""
+    plan = only_kd(planned(RANDOM))
+    trials = [item.trial for item in plan.candidate(kd(plan), 0, {WEIGHT: 1.0}).planned]
+
+    def make_seeds(*wrong, retries=1):
+        left = {trial.key: list(own) for trial, own in zip(trials, wrong, strict=True)}
+        environment = Environment(layout=layout, device="cpu")
+        return Seeds(trials, environment, lambda trial: FakeTrainer(trial, left[trial.key]), retries, (LookupError,))
+
+    return make_seeds
+
+
+def stepped(seeds):
+    """Its reports, to the end."""
+    found = []
+    while seeds.status == "running":
+        found += [report for report in [seeds.step()] if report is not None]
+    return found
+
+
+@pytest.mark.parametrize("wrong", [RuntimeError("a worker of the loader is dead"), "failed"])
+def test_each_seed_has_retries_of_its_own_whatever_goes_wrong(seeds, wrong):
+    both = seeds([None, wrong], [wrong])
+    assert [report[:3] for report in stepped(both)] == [(1, 51.0, 51.0), (2, 52.0, 52.0)]
+    assert both.status == "finished"
+
+
+def test_a_seed_without_another_retry_fails_with_its_error(seeds):
+    with pytest.raises(RuntimeError, match="second"):
+        stepped(seeds([RuntimeError("first"), RuntimeError("second")], []))
+
+
+@pytest.mark.parametrize("error", [StorageError("full"), GroupError("gone"), DeadlineError("late"), KeyError("lost")])
+def test_what_another_attempt_cannot_mend_is_not_tried_again(seeds, error):
+    with pytest.raises(type(error)):
+        stepped(seeds([error], []))
+
+
+def test_epochs_that_were_saved_before_an_error_are_not_lost(seeds, monkeypatch):
+    both = seeds([None, RuntimeError("after the epoch")], [])
+    both.step()
+    first = both._seeds[0].trial
+    history = [trained(first, epoch).model_dump_json() for epoch in (1, 2)]
+    known = {first.key: {"history": history}}
+    monkeypatch.setattr("otkd.train.checkpoint.load", lambda folder: known.get(folder.path.name))
+    stepped(both)
+    assert [record.epoch for record in both._seeds[0].main] == [1, 2]
+
+
+def test_an_error_outside_of_a_member_is_tried_again_in_a_search_as_in_a_sweep(planned, layout, monkeypatch):
+    plan = planned({**RANDOM, "samples": 1}, **SMALL, train={"epochs": 1}, resources={"retries": 1})
+    step, broken = CohortTrainer._step, []
+
+    def breaking(trainer, records):
+        if trainer.teacher is not None and not broken:
+            broken.append(trainer)
+            raise RuntimeError("a worker of the loader is dead")
+        step(trainer, records)
+
+    monkeypatch.setattr(CohortTrainer, "_step", breaking)
+    found, _ = run(plan, local(layout), layout)
+    assert (len(broken), found.failed, found.open) == (1, (), 0)
 
 
 # Whole searches, in this process

@@ -163,6 +163,17 @@ def test_candidates_of_a_search_are_not_registered(
     assert registered == ["final"]
 
 
+def test_a_note_has_no_figure_that_there_is_not(invented: Any, say: Any) -> None:
+    trial = invented.students[0]
+    label = next(label for label in invented.info.labels if label.key == trial.key)
+    figures = {names.test("last", "top1"): 70.0, names.test("best", "top1"): 71.0, names.BEST_EPOCH: 2.0}
+    for stage in ("", "search"):
+        text = trial_note(
+            trial, say.result(trial.key, metrics=figures), label.model_copy(update={"stage": stage}), "toy", Links("")
+        )
+        assert "nan" not in text
+
+
 def test_objectives_in_words() -> None:
     solver = {"name": "sinkhorn", "epsilon": 0.01}
     terms = {"ce": {"weight": 0.1}, "kd": {"weight": 0.9, "temperature": 2.0}, "transport": {"solver": solver}}

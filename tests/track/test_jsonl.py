@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from otkd.core.errors import StorageError
+from otkd.track.journal import Journal
 from otkd.track.jsonl import JsonlSink
 
 
@@ -89,3 +90,25 @@ def test_what_began_and_has_no_end_is_known_also_to_the_next_session(tmp_path: P
     sink.start(second)
     assert sink.open == {second.key, third.key}
     sink.close()
+
+
+def test_a_training_after_a_divergence_is_told_from_its_first_epoch(tmp_path: Path, invented: Any, say: Any) -> None:
+    path, trial = tmp_path / "records.jsonl", invented.students[0]
+    other, lost = invented.students[1], say.record(trial.key, 1).model_copy(update={"metrics": {"train/loss": 1e9}})
+    sink = JsonlSink(path)
+    sink.start(trial)
+    sink.epoch(say.record(other.key, 1))
+    sink.finish(say.result(trial.key, "diverged", epochs=(lost,)))
+    assert Journal(path).epochs(trial.key) == [lost], "until it begins again"
+    sink.close()
+    for epoch in (1, 2):  # the new training is cut short after its first epoch
+        sink = JsonlSink(path)
+        sink.start(trial)
+        for again in range(1, epoch + 1):
+            sink.epoch(say.record(trial.key, again))
+        sink.close()
+    told = [(e["key"], e["epoch"]) for e in lines(path) if e["event"] == "epoch"]
+    assert told == [(other.key, 1), (trial.key, 1), (trial.key, 1), (trial.key, 2)]
+    journal = Journal(path)
+    assert journal.epochs(trial.key) == [say.record(trial.key, 1), say.record(trial.key, 2)]
+    assert journal.epochs(other.key) == [say.record(other.key, 1)]

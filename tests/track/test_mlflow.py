@@ -16,6 +16,7 @@ from otkd.core import names
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.core.records import Picture, Pictures
+from otkd.track.events import Interrupted
 from otkd.track.jsonl import JsonlSink
 from otkd.track.mlflow import MlflowSink, note
 from otkd.track.picture import heat_map
@@ -42,7 +43,7 @@ def runs(layout: Layout, **options: Any) -> Any:
 
 
 def by_key(layout: Layout) -> dict[str, Any]:
-    found = [run for run in runs(layout, output_format="list") if names.TAG_KEY in run.data.tags]
+    found = [run for run in runs(layout, output_format="list") if run.data.tags.get(names.TAG_KEY)]
     assert len({run.data.tags[names.TAG_KEY] for run in found}) == len(found), "a trial has two runs"
     return {run.data.tags[names.TAG_KEY]: run for run in found}
 
@@ -71,7 +72,6 @@ def test_a_sweep_is_in_mlflow_as_it_was_said(sink: Any, invented: Any, layout: L
         assert row[f"tags.{names.TAG_PROVENANCE}commit"] == row["tags.mlflow.source.git.commit"] == "abc123"
         assert row["params.train.optimizer.lr"] == "0.05"
         assert row["metrics.test/last/top1"] == say.result(t.key).metrics["test/last/top1"]
-        assert row["start_time"].timestamp() == pytest.approx(time.time(), abs=60)
         assert row["end_time"].timestamp() == say.t0 + 100
     student = trials.loc[invented.students[0].key]
     assert student["params.teacher.student.name"] == "big"
@@ -576,15 +576,20 @@ def test_runs_of_a_killed_driver_end_and_those_of_others_stay(
     elsewhere._writer.stop(5)
 
 
-def test_a_divergence_that_is_tried_again_reopens_its_run(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
-    trial = invented.students[0]
+def test_a_divergence_that_is_tried_again_gets_a_run_of_its_own(
+    sink: Any, invented: Any, layout: Layout, say: Any
+) -> None:
+    trial, lost = invented.students[0], say.record(invented.students[0].key, 1)
+    lost = lost.model_copy(update={"metrics": {"train/loss": 1e9}})
+    diverged = say.result(trial.key, "diverged", epochs=(lost,), reason="loss is NaN")
     first = sink()
     first.start(trial)
-    first.finish(say.result(trial.key, "diverged", reason="loss is NaN"))
+    first.finish(diverged)
     first.close()
+    old = by_key(layout)[trial.key]
     folder = layout.trial(trial.key)
     folder.path.mkdir(parents=True)
-    folder.set_aside.write_text(say.result(trial.key, "diverged").model_dump_json())
+    folder.set_aside.write_text(diverged.model_dump_json())
     second = sink()
     assert second.finished() == set()
     second.start(trial)
@@ -595,7 +600,39 @@ def test_a_divergence_that_is_tried_again_reopens_its_run(sink: Any, invented: A
     second.close()
     run = by_key(layout)[trial.key]
     assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("FINISHED", "finished")
+    assert history(run, "train/loss") == [(e, say.record(trial.key, e).metrics["train/loss"]) for e in (1, 2, 3)]
+    kept = mlflow.get_run(old.info.run_id)
+    assert (kept.info.status, kept.data.tags[names.TAG_SUPERSEDED]) == ("FAILED", trial.key), "for people to read"
+    assert history(kept, "train/loss") == [(1, 1e9)]
+    [row] = [row for row in read_sweep(layout).trials if row.label.key == trial.key]
+    assert (row.run_id, row.status) == (run.info.run_id, "finished")
     assert sink().finished() == {trial.key}
+
+
+def test_a_store_that_dies_while_a_divergence_gets_a_new_run_makes_one(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any
+) -> None:
+    trial, first = invented.students[0], sink()
+    first.finish(say.result(trial.key, "diverged"))
+    first.close()
+    layout.trial(trial.key).path.mkdir(parents=True)
+    layout.trial(trial.key).set_aside.write_text(say.result(trial.key, "diverged").model_dump_json())
+    second, calls = sink(), []
+    for method in ("log_batch", "create_run"):
+        do = getattr(second.store.client, method)
+
+        def mute(*given: Any, method: str = method, do: Any = do, **named: Any) -> Any:
+            done = do(*given, **named)
+            if method not in calls:
+                calls.append(method)
+                raise ConnectionError("gone before it could answer")
+            return done
+
+        monkeypatch.setattr(second.store.client, method, mute)
+    second.finish(say.result(trial.key))
+    second.close()
+    assert calls == ["log_batch", "create_run"]
+    assert by_key(layout)[trial.key].info.status == "FINISHED"
 
 
 def test_a_trial_that_diverges_again_is_known_to_have_ended(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
@@ -654,9 +691,241 @@ def test_files_that_cannot_be_written_are_told_with_the_way_out(
         writer.close()
     real.unlink()
     kept.rename(real)
+    run = by_key(layout)[trial.key]
+    assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("FINISHED", "finished"), "the tables have it"
+    assert run.data.tags[names.TAG_FILES] == "missing"
     again = sink()
     assert again.finished() == set()
     again.start(trial)
     again.finish(say.result(trial.key))
     again.close()
-    assert by_key(layout)[trial.key].info.status == "FINISHED"
+    run = by_key(layout)[trial.key]
+    assert (run.info.status, run.data.tags[names.TAG_FILES]) == ("FINISHED", "")
+    assert [file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
+    assert sink().finished() == {trial.key}
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_files_are_tried_again_by_the_same_sweep(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any, status: str
+) -> None:
+    trial, writer = invented.students[0], sink()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("otkd.track.runs.repository", refuse)
+    writer.start(trial)
+    writer.finish(say.result(trial.key, status))
+    assert writer.flush(20)
+    ended = by_key(layout)[trial.key]
+    assert ended.data.tags[names.TAG_STATUS] == status
+    assert ended.info.status != "RUNNING", "a report that is made now has its figures"
+    writer._writer.put(Interrupted(trial.key))
+    assert writer.flush(20)
+    assert by_key(layout)[trial.key].data.tags[names.TAG_STATUS] == status
+    monkeypatch.undo()
+    writer.start(trial)
+    writer.finish(say.result(trial.key, status))
+    writer.close()
+    run = by_key(layout)[trial.key]
+    assert (run.data.tags[names.TAG_STATUS], run.data.tags[names.TAG_FILES]) == (status, "")
+    assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/result.json")
+
+
+@pytest.mark.parametrize("other", ["", "another sweep"])
+def test_what_others_have_in_training_is_left_alone(
+    sink: Any, invented: Any, layout: Layout, say: Any, tmp_path: Path, monkeypatch: Any, other: str
+) -> None:
+    """Two drivers with `runs/` of their own, and one store: each trial has a run from each."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(layout) + "?timeout=60")
+    trial, elsewhere = invented.teachers[0], Layout(tmp_path / "elsewhere")
+    info = invented.info.model_copy(update={"name": other, "key": "0123"} if other else {})
+
+    def theirs(epoch: int) -> Any:
+        record = say.record(trial.key, epoch)
+        return record.model_copy(update={"metrics": {"train/loss": -1.0 * epoch}, "time": record.time + 500})
+
+    first = sink()
+    first.start(trial)
+    first.epoch(say.record(trial.key, 1))
+    assert first.flush(20)
+    second = MlflowSink(info, elsewhere, pause=0.05)
+    second.start(trial)
+    for epoch in (1, 2, 3):
+        second.epoch(theirs(epoch))
+    assert second.flush(20)
+    for epoch in (2, 3):
+        first.epoch(say.record(trial.key, epoch))
+    assert first.flush(20)
+    second.close()
+    found = [run for run in runs(layout, output_format="list") if run.data.tags.get(names.TAG_KEY)]
+    states = {history(run, "train/loss")[0][1]: (run.info.status, len(history(run, "train/loss"))) for run in found}
+    assert states == {-1.0: ("KILLED", 3), say.record(trial.key, 1).metrics["train/loss"]: ("RUNNING", 3)}
+    third = MlflowSink(info, elsewhere, pause=0.05)
+    third.start(trial)
+    assert third.flush(20)
+    found = [run for run in runs(layout, output_format="list") if run.data.tags.get(names.TAG_KEY)]
+    assert [run.info.status for run in found] == ["RUNNING", "RUNNING"], "each goes on with its own"
+    third._writer.stop(5)
+
+
+def test_who_goes_on_with_a_run_that_was_left_owns_it(
+    sink: Any, invented: Any, layout: Layout, say: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(layout) + "?timeout=60")
+    trial, first = invented.teachers[0], sink()
+    first.start(trial)
+    first.close()
+    second = MlflowSink(invented.info, Layout(tmp_path / "elsewhere"), pause=0.05)
+    second.start(trial)
+    assert second.flush(20)
+    assert sink().flush(20)
+    assert by_key(layout)[trial.key].info.status == "RUNNING", "it is trained elsewhere"
+    second.close()
+
+
+def labelled(info: Any, trial: Any, stage: str, **changes: Any) -> Any:
+    labels = [one.model_copy(update={"stage": stage} if one.key == trial.key else {}) for one in info.labels]
+    return info.model_copy(update={"labels": tuple(labels), **changes})
+
+
+def test_a_candidate_that_is_compared_later_gets_the_rest(
+    invented: Any, layout: Layout, say: Any, monkeypatch: Any
+) -> None:
+    registered = []
+    monkeypatch.setattr("otkd.track.extras.keep_model", lambda *_: None)
+    monkeypatch.setattr("otkd.track.extras.register", lambda *given: registered.append(given[3].key))
+    trial, figure = invented.students[0], names.test("last", "top1")
+    layout.trial(trial.key).path.mkdir(parents=True)
+    layout.trial(trial.key).last.touch()
+    search = labelled(invented.info, trial, "search", name="search", key="0123")
+    searching = MlflowSink(search, layout, pause=0.05)
+    searching.start(trial)
+    searching.finish(say.result(trial.key))
+    searching.close()
+    assert registered == []
+    again = MlflowSink(search, layout, pause=0.05)
+    assert again.finished() == {trial.key}
+    again.close()
+    plain = MlflowSink(invented.info, layout, pause=0.05)
+    assert plain.finished() == set(), "its result is to come again"
+    plain.start(trial)
+    plain.finish(say.result(trial.key))
+    assert plain.finished() == {trial.key}
+    plain.close()
+    run = by_key(layout)[trial.key]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics[figure] == run.data.metrics[f"search/{figure}"] == say.result(trial.key).metrics[figure]
+    assert "test top-1" in run.data.tags["mlflow.note.content"]
+    assert registered == [trial.key]
+    assert [step for step, _ in history(run, "train/loss")] == [1, 2, 3]
+
+
+def test_a_winner_that_was_a_candidate_of_the_same_sweep_gets_the_rest(invented: Any, layout: Layout, say: Any) -> None:
+    trial, figure = invented.students[0], names.test("last", "top1")
+    search, final = (labelled(invented.info, trial, stage) for stage in ("search", "final"))
+    sink = MlflowSink(search, layout, pause=0.05)
+    sink.start(trial)
+    sink.finish(say.result(trial.key))
+    assert sink.flush(20)
+    assert figure not in by_key(layout)[trial.key].data.metrics
+    sink.describe(final.with_labels(search.labels))
+    assert sink.finished() == set()
+    sink.start(trial)
+    sink.finish(say.result(trial.key))
+    sink.close()
+    run = by_key(layout)[trial.key]
+    assert run.data.metrics[figure] == say.result(trial.key).metrics[figure]
+    assert run.info.status == "FINISHED"
+
+
+def test_a_result_that_is_told_late_has_the_times_of_its_training(
+    sink: Any, invented: Any, layout: Layout, say: Any
+) -> None:
+    together, apart = invented.students[:2]
+    layout.trial(apart.key).path.mkdir(parents=True)
+    layout.trial(apart.key).result.touch()
+    writer = sink()
+    writer.start(apart)
+    assert writer.flush(20)
+    writer.finish(say.result(apart.key))
+    with writer._writer._changed:  # both at once
+        writer.start(together)
+        writer.finish(say.result(together.key))
+    writer.close()
+    for run in by_key(layout).values():
+        assert (run.info.start_time, run.info.end_time) == (1000 * say.t0, 1000 * (say.t0 + 100))
+        assert run.data.params["student.name"] == "small"
+
+
+def test_a_report_takes_the_place_of_an_earlier_one(sink: Any, layout: Layout, tmp_path: Path) -> None:
+    folder, writer = tmp_path / "out", sink()
+    (folder / "tables").mkdir(parents=True)
+    for name in ("report.md", "tables/accuracy.csv", "tables/failures.csv"):
+        (folder / name).write_text("old")
+    writer.attach_report(folder, "")
+    (folder / "tables" / "failures.csv").unlink()
+    (folder / "report.md").write_text("new")
+    writer.attach_report(folder, "")
+    kept = Path(writer.store.client.download_artifacts(writer.run_id, "report", str(tmp_path)))
+    assert {str(file.relative_to(kept)) for file in kept.rglob("*.*")} == {"report.md", "tables/accuracy.csv"}
+    assert (kept / "report.md").read_text() == "new"
+
+
+def test_a_store_that_deletes_nothing_takes_a_report_all_the_same(
+    sink: Any, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError("no deleting")
+
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.delete_artifacts", refuse)
+    folder, writer = tmp_path / "out", sink()
+    folder.mkdir()
+    (folder / "old.csv").write_text("")
+    writer.attach_report(folder, "")
+    (folder / "old.csv").unlink()
+    with caplog.at_level(logging.WARNING, "otkd.track"):
+        writer.attach_report(folder, "")
+    assert "keeps files of an earlier one, which cannot be deleted: no deleting" in caplog.text
+
+
+def test_a_long_title_is_cut_to_what_a_database_takes(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    trial = invented.students[0]
+    axes = {f"transport.setting_number_{i}": 0.12345678901234567 + i for i in range(8)}
+    labels = [one.model_copy(update={"axes": axes} if one.key == trial.key else {}) for one in invented.info.labels]
+    invented.info = invented.info.model_copy(update={"labels": tuple(labels)})
+    writer = sink()
+    writer.start(trial)
+    assert writer.flush(20)
+    title = next(label.title for label in labels if label.key == trial.key)
+    assert len(title) > 250
+    assert by_key(layout)[trial.key].info.run_name == title[:250]
+
+
+def test_no_tag_has_a_zero_byte(sink: Any, invented: Any, layout: Layout, say: Any) -> None:
+    """PostgreSQL refuses them."""
+    trial, writer = invented.students[0], sink()
+    writer.start(trial)
+    writer.finish(say.result(trial.key, "failed", reason="bad byte \x00 in file"))
+    writer.close()
+    tags = by_key(layout)[trial.key].data.tags
+    assert tags[names.TAG_REASON] == "bad byte  in file"
+    assert not [name for name, value in tags.items() if "\x00" in value]
+
+
+def test_a_plan_that_was_refused_once_is_no_problem_for_good(sink: Any, invented: Any, monkeypatch: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no")
+
+    writer = sink()
+    assert writer.flush(20)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(writer.store.client, "log_text", refuse)
+        writer.describe(invented.info)
+        assert writer.flush(20)
+    assert writer._losses() == "the sweep could not be logged: no"
+    writer.describe(invented.info)
+    invented.play(writer)
+    writer.close()
+    assert writer.store.client.get_run(writer.run_id).info.status == "FINISHED"

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from otkd.core import names
+from otkd.core.augment import Augment
+from otkd.core.cards import DataCard
 from otkd.core.layout import Layout
 from otkd.core.records import TrialResult
-from otkd.core.trial import Trial
+from otkd.core.trial import Data, Trial
 from otkd.track import registry
-from otkd.track.registry import CHAMPION, beats, model_name, register
+from otkd.track.registry import CHAMPION, TAG_IMAGES, TAG_TEST, TAG_TRAINING, beats, model_name, register
 from otkd.track.store import Store, connect
 from otkd.track.weights import Kept
 
 VAL, LAST = names.BEST_VAL_TOP1, names.test("last", "top1")
+CARD = DataCard(
+    classes=7, channels=2, side=5, train=1000, test=9, mean=(0.25, 0.5), std=(0.5, 2.0), augment=Augment(), about=""
+)
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Data, "card", CARD)
 
 
 @pytest.fixture
@@ -92,15 +103,56 @@ def test_a_champion_that_was_removed_is_replaced(store: Store, registered: Any, 
     assert store.client.get_model_version_by_alias(name, CHAMPION).tags[LAST] == "10"
 
 
+def on(trial: Trial, **changes: Any) -> Trial:
+    """The same trial on other images."""
+    return trial.model_copy(update={"data": trial.data.model_copy(update=changes)})
+
+
+def test_more_training_images_come_before_better_figures(store: Store, registered: Any, invented: Any) -> None:
+    trial = invented.students[0]
+    name, _ = registered(on(trial, limit=500, val=0.1), val_best_top1=99.0, test_last_top1=98.0)
+    held_out = on(trial, val=100.0)
+    registered(held_out, val_best_top1=70.0, test_last_top1=70.0)
+    assert champion(store, name) == "2"
+    registered(on(trial, val=0.0), test_last_top1=60.0)
+    assert champion(store, name) == "3"
+    registered(held_out, val_best_top1=70.0, test_last_top1=70.0)
+    registered(on(trial, limit=999), test_last_top1=99.0)
+    assert champion(store, name) == "3"
+    counts = {v.version: v.tags[TAG_IMAGES] for v in store.client.search_model_versions(f"name = '{name}'")}
+    assert {int(version): count for version, count in counts.items()} == {1: "450", 2: "900", 3: "1000", 4: "999"}
+
+
+def test_other_options_are_another_data_set_and_the_later_one_counts(
+    store: Store, registered: Any, invented: Any
+) -> None:
+    easy, hard = (on(invented.students[0], options={"classes": classes}) for classes in (2, 100))
+    name, _ = registered(easy, val_best_top1=99.0, test_last_top1=99.0)
+    registered(hard, val_best_top1=30.0, test_last_top1=30.0)
+    assert champion(store, name) == "2"
+    registered(easy, val_best_top1=99.0, test_last_top1=99.0)
+    assert champion(store, name) == "2", "said again, nothing changes"
+
+
+def version(number: int, images: str = "9", training: str = "a", **figures: str) -> Any:
+    tags = {TAG_TEST: "t", TAG_IMAGES: images, TAG_TRAINING: training}
+    return SimpleNamespace(version=str(number), tags=tags | {key.replace("_", "/"): v for key, v in figures.items()})
+
+
 @pytest.mark.parametrize(
     ("new", "old", "better"),
     [
-        ({VAL: "70"}, {VAL: "69.5", LAST: "99"}, True),
-        ({VAL: "9"}, {VAL: "10"}, False),
-        ({LAST: "99"}, {VAL: "1"}, False),
-        ({VAL: "70"}, {VAL: "70"}, False),
-        ({LAST: "1"}, {}, True),
+        (version(2, val_best_top1="70"), version(1, val_best_top1="69.5", test_last_top1="99"), True),
+        (version(2, val_best_top1="9"), version(1, val_best_top1="10"), False),
+        (version(2, test_last_top1="99"), version(1, val_best_top1="1"), False),
+        (version(2, val_best_top1="70"), version(1, val_best_top1="70"), False),
+        (version(2, test_last_top1="1"), version(1), True),
+        (version(2, val_best_top1="99", training="b"), version(1, val_best_top1="1"), False),
+        (version(2, images="10", test_last_top1="1"), version(1, val_best_top1="99"), True),
+        (version(2, test_last_top1="1"), SimpleNamespace(version="1", tags={VAL: "99"}), True),
+        (SimpleNamespace(version="1", tags={VAL: "99"}), version(2, test_last_top1="1"), False),
+        (SimpleNamespace(version="2", tags={VAL: "99"}), SimpleNamespace(version="1", tags={VAL: "98"}), True),
     ],
 )
-def test_who_beats_whom(new: dict[str, str], old: dict[str, str], better: bool) -> None:
+def test_who_beats_whom(new: Any, old: Any, better: bool) -> None:
     assert beats(new, old) is better

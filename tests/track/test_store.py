@@ -78,7 +78,7 @@ def test_a_silent_server_is_told_soon(layout: Layout, monkeypatch: pytest.Monkey
 
 
 def test_a_refused_store_says_why(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlruns"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     with pytest.raises(TrackingError, match="refuses: "):
         connect(layout)
     (tmp_path / "other.db").write_text("not a database, but longer than its header would be")
@@ -95,6 +95,11 @@ def test_a_refused_store_says_why(layout: Layout, tmp_path: Path, monkeypatch: p
             "htp://foo",
             r"store htp://foo is of no kind .* sqlite:///FILE, .*https://HOST\. Correct MLFLOW_TRACKING_URI, ",
         ),
+        ("127.0.0.1:5000", r"store 127\.0\.0\.1:5000 is a folder to MLflow; a server is http://127\.0\.0\.1:5000,"),
+        ("me:secret@host:5000", r"store me:…@host:5000 is a folder to MLflow"),
+        ("runs/mlflow.db", r"is a folder to MLflow; .*, a file sqlite:///FILE\. Correct MLFLOW_TRACKING_URI, "),
+        ("sqlite://runs/mlflow.db", r"names no file: that takes three slashes, sqlite:///runs/mlflow\.db\. Correct"),
+        ("postgresql://me:se@secret@host/x", r"//…@host/x has more than one @; in a name or password it is .* %40\."),
         ("mysql://me:secret@host/x", r"needs the Python package 'MySQLdb'\. Install it, correct MLFLOW_TRACKING_URI, "),
     ],
 )
@@ -133,6 +138,25 @@ def test_a_store_that_may_not_be_written_says_so(layout: Layout, invented: Any) 
         MlflowSink(invented.info, layout)
 
 
+def test_files_that_go_to_another_folder_are_announced(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(layout))
+    for _ in range(2):
+        connect(layout)
+    other = Layout(tmp_path / "other")
+    connect(other, create=False)
+    assert caplog.messages == []
+    connect(other)
+    (said,) = caplog.messages
+    assert f"go to {layout.artifacts}, where experiment 'otkd' keeps them, and not to {other.artifacts}." in said
+    assert "MLFLOW_EXPERIMENT_NAME" in said
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    connect(other)
+    connect(other)
+    assert len(caplog.messages) == 1
+
+
 def test_a_deleted_experiment_is_not_resurrected(layout: Layout) -> None:
     store = connect(layout)
     store.client.delete_experiment(store.experiment)
@@ -156,8 +180,22 @@ def test_pages_are_served_where_they_can_be(
     assert "http://elsewhere:5000" in capsys.readouterr().out
 
 
-def test_passwords_are_not_shown() -> None:
-    assert shown("https://me:secret@host/x") == "https://…@host/x"
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("https://me:secret@host/x", "https://…@host/x"),
+        ("https://me:se@cret@host/x", "https://…@host/x"),
+        ("postgresql+psycopg://me:Geh/eim+1=@127.0.0.1:1/mlflow", "postgresql+psycopg://…@127.0.0.1:1/mlflow"),
+        ("postgresql://host/x?user=me&password=secret&a=1", "postgresql://host/x?user=me&password=…&a=1"),
+        ("postgresql://host/x?password=s@c/t?", "postgresql://host/x?password=…"),
+        ("mysql+pymysql://host/x?passwd=secret", "mysql+pymysql://host/x?passwd=…"),
+        ("postgresql://me:p@ss@host:1/x", "postgresql://…@host:1/x"),
+        ("sqlite:////home/me@x/mlflow.db", "sqlite:////home/me@x/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_passwords_are_not_shown(uri: str, expected: str) -> None:
+    assert shown(uri) == expected
 
 
 @contextmanager

@@ -8,20 +8,20 @@ from matplotlib.figure import Figure
 from otkd.core.records import SweepInfo
 from otkd.report import inference, style
 from otkd.report.frame import budget
-from otkd.report.tables.ranks import means, testable
+from otkd.report.tables.ranks import differ, means, testable
 
 TITLE = "Critical differences"
 ORDER = 38
 
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
-    """One diagram; None where there are too few pairs or methods for it."""
+    """One diagram; None where there are too few pairs or methods for it, or none differ by Friedman's test."""
     figures = means(frame)
-    if not testable(figures):
+    found = inference.ranks(figures) if testable(figures) else None
+    if found is None or not differ(found):
         return None
     from scikit_posthocs import critical_difference_diagram
 
-    found = inference.ranks(figures)
     looks = style.looks(frame)
     drawing, panels = style.canvas(1, 1, 8.0, 1.2 + 0.25 * len(found.average))
     plain = {name: style.plain(str(name)) for name in found.average.index}

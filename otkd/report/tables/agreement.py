@@ -28,8 +28,11 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     for pair in pairs(frame):
         found = [(line.variant, line.cell, agreement(frame, line.variant, pair)) for line in lines(frame, pair)]
         expected, n = stats.header_n(cell.summary for _, _, cell in found)
-        columns[pair, f"agreement %, {n}"] = [stats.explain(cell.summary, cell.lacks, expected) for *_, cell in found]
-        columns[pair, "test top-1 %"] = [stats.number(top1.summary.mean) for _, top1, _ in found]
+        shares = [stats.explain(cell.summary, cell.lacks, expected) for *_, cell in found]
+        columns[pair, f"agreement %, last epoch, {n}"] = shares
+        expected, n = stats.header_n(top1.summary for _, top1, _ in found)
+        figures = [stats.explain(top1.summary, "", expected) for _, top1, _ in found]
+        columns[pair, f"test top-1 %, last epoch, {n}"] = figures
         records += [
             {"pair": pair, "method": name, **cell.summary._asdict(), "top1_mean": top1.summary.mean}
             for name, top1, cell in found

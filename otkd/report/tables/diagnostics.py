@@ -37,21 +37,26 @@ def _table(frame: pd.DataFrame, term: str, columns: list[str]) -> Table:
     several = len(pairs(frame)) > 1
     order = [(pair, name) for pair in pairs(frame) for name in variants(frame)]
     groups = {place: group for place, group in rows.groupby(["pair", "variant"], sort=False) if place in order}
-    texts, records = {}, []
+    found, records = {}, []
     for pair, name in (place for place in order if place in groups):
         summaries = {column: stats.cell(groups[pair, name], column).summary for column in columns}
-        texts[f"{name}, {pair}" if several else name] = [_figure(summary) for summary in summaries.values()]
+        found[f"{name}, {pair}" if several else name] = summaries
         means = {column.split("/")[-1]: summary.mean for column, summary in summaries.items()}
         records.append({"pair": pair, "method": name, "n": max(s.n for s in summaries.values()), **means})
-    heads = [column.split("/")[-1].replace("_", " ") for column in columns]
-    text = pd.DataFrame.from_dict(texts, orient="index", columns=heads).astype(object)
-    text.index.name = "method"
-    return Table(f"diagnostics-{term}", f"{TITLE}: {term}", _caption(term), text, pd.DataFrame(records))
+    text = pd.DataFrame(index=pd.Index(list(found), name="method", dtype=object))
+    for column in columns:
+        expected, n = stats.header_n(summaries[column] for summaries in found.values())
+        head = column.split("/")[-1].replace("_", " ")
+        text[f"{head}, last epoch, {n}"] = [_figure(summaries[column], expected) for summaries in found.values()]
+    return Table(f"diagnostics-{term}", f"{TITLE}: {term}", _caption(term), text.astype(object), pd.DataFrame(records))
 
 
-def _figure(summary: stats.Summary) -> str:
+def _figure(summary: stats.Summary, expected: int) -> str:
     """Three significant figures: these quantities have no scale in common."""
-    return stats.DASH if not summary.n else f"{summary.mean:.3g}".replace("-", "−")
+    if not summary.n:
+        return stats.DASH
+    note = "" if summary.n == expected else f" (n = {summary.n})"
+    return f"{summary.mean:.3g}".replace("-", "−") + note
 
 
 def _caption(term: str) -> str:

@@ -31,10 +31,10 @@ def _table(frame: pd.DataFrame, pair: str) -> Table:
     summaries = [stats.Summary(*row) for row in data[["top1_mean", "top1_std", "n"]].itertuples(index=False)]
     expected, n = stats.header_n(summaries)
     text = {
-        "rank by accuracy": [f"{rank:g}" for rank in data["rank_accuracy"]],
+        "rank by accuracy": [_rank(rank) for rank in data["rank_accuracy"]],
         f"test top-1 %, last epoch, {n}": [stats.explain(summary, "", expected) for summary in summaries],
-        "apart from the next": list(_apart(frame, pair, list(data["method"]))),
-        "rank by cost": ["" if math.isnan(rank) else f"{rank:g}" for rank in data["rank_cost"]],
+        "apart from the next": _apart(frame, pair, data),
+        "rank by cost": [_rank(rank) for rank in data["rank_cost"]],
         "s / epoch": [stats.number(seconds, 2) for seconds in data["epoch_s"]],
     }
     if base is not None:
@@ -44,8 +44,15 @@ def _table(frame: pd.DataFrame, pair: str) -> Table:
     return Table(name, f"{TITLE}, {pair}", _caption(frame), rows, data)
 
 
+def _rank(rank: float) -> str:
+    return "" if math.isnan(rank) else f"{rank:g}"
+
+
 def _ranked(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
-    """The methods that have an accuracy on `pair`, best first; equal means share a rank."""
+    """The methods that have an accuracy on `pair`, best first; equal means share a rank.
+
+    A mean over fewer seeds than others have gets none by accuracy, and comes last: those left may be the lucky ones.
+    """
     base = cost.reference(frame)
     records = []
     for line in accuracy.lines(frame, pair):
@@ -56,24 +63,27 @@ def _ranked(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
         records.append({"pair": pair, "method": line.variant, **figures, "not_counted": line.cell.lacks})
     ranked = pd.DataFrame(records)
     ranked = ranked[ranked["n"] > 0]
-    ranked["rank_accuracy"] = ranked["top1_mean"].rank(ascending=False, method="min")
+    whole = ranked["top1_mean"].where(ranked["n"] == ranked["n"].max())
+    ranked["rank_accuracy"] = whole.rank(ascending=False, method="min")
     ranked["rank_cost"] = ranked["epoch_s"].rank(method="min")
     return ranked.sort_values("rank_accuracy", kind="stable").reset_index(drop=True)
 
 
-def _apart(frame: pd.DataFrame, pair: str, order: list[str]) -> list[str]:
-    """Whether each method's lead over the next exceeds the spread of that difference over common seeds."""
+def _apart(frame: pd.DataFrame, pair: str, data: pd.DataFrame) -> list[str]:
+    """Whether each ranked method's lead over the next exceeds the spread of that difference over common seeds."""
+    order = data.loc[data["rank_accuracy"].notna(), "method"]
     cells = {line.variant: line.cell for line in accuracy.lines(frame, pair)}
     leads = [stats.paired(cells[one], cells[next_]) for one, next_ in pairwise(order)]
     words = ["n too small" if lead.n < 2 else "within spread" if stats.within_spread(lead) else "yes" for lead in leads]
-    return [*words, ""]
+    return words + [""] * (len(data) - len(words))
 
 
 def _caption(frame: pd.DataFrame) -> str:
     floor = baselines(frame).student
     below = f" What ranks below {floor}, the floor, brought nothing at its weight and this budget." if floor else ""
     return (
-        "Methods by mean test accuracy with the weights of the last epoch, ± sample standard deviation over n seeds. "
+        "Methods by mean test accuracy with the weights of the last epoch, ± sample standard deviation over n seeds; "
+        "what lacks some of them has no rank by accuracy. "
         "Apart from the next: the lead over the row below is larger than the spread of that difference, paired by "
         "seed; where it is within that spread, the order of the two means nothing. Cost is the seconds of an epoch as "
         f"if the trial had trained alone; trials that ran side by side slow each other.{below} {budget(frame)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -11,7 +12,7 @@ from otkd.report import inference, stats
 from otkd.report.frame import budget, pairs, variants
 from otkd.report.inference import Ranks
 from otkd.report.table import Table
-from otkd.report.tables.accuracy import lines
+from otkd.report.tables.accuracy import Line, lines
 from otkd.report.tables.differences import p_value
 
 TITLE = "Average rank over pairs"
@@ -19,7 +20,7 @@ ORDER = 38
 
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
-    """The table; none below two pairs or three methods that have a figure on each."""
+    """The table; none below two pairs or three methods that have a whole figure on each."""
     figures = means(frame)
     return [_table(frame, figures)] if testable(figures) else []
 
@@ -27,10 +28,17 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 def means(frame: pd.DataFrame) -> pd.DataFrame:
     """Pair × method: mean test top-1 with the last weights, of the methods that have one on every pair.
 
-    Pairs on which nothing has finished yet do not count.
+    Pairs on which nothing has finished yet do not count, and a mean over fewer seeds than others have there is none:
+    those left may be the lucky ones.
     """
-    found = {pair: {line.variant: line.cell.summary.mean for line in lines(frame, pair)} for pair in pairs(frame)}
-    return pd.DataFrame(found).T.dropna(how="all").dropna(axis=1)
+    return pd.DataFrame({pair: _whole(lines(frame, pair)) for pair in pairs(frame)}).T.dropna(how="all").dropna(axis=1)
+
+
+def _whole(found: Iterable[Line]) -> dict[str, float]:
+    """Method → its mean; NaN where it lost seeds."""
+    summaries = {line.variant: line.cell.summary for line in found}
+    most = max((summary.n for summary in summaries.values()), default=0)
+    return {name: summary.mean if summary.n == most else math.nan for name, summary in summaries.items()}
 
 
 def testable(figures: pd.DataFrame) -> bool:
@@ -38,13 +46,20 @@ def testable(figures: pd.DataFrame) -> bool:
     return len(figures) >= 2 and figures.shape[1] >= 3
 
 
+def differ(found: Ranks) -> bool:
+    """Whether Friedman's test says that methods differ at all; not where it is NaN, as all are alike on all pairs."""
+    return found.p_friedman < inference.ALPHA
+
+
 def _table(frame: pd.DataFrame, figures: pd.DataFrame) -> Table:
     found = inference.ranks(figures)
     best = str(found.average.index[0])
-    p_best = found.p_nemenyi[best]
+    p_best = found.p_nemenyi[best] if differ(found) else dict.fromkeys(found.average.index, math.nan)
     text = {
         "average rank": [stats.number(rank) for rank in found.average],
-        "mean top-1 % over pairs": [stats.number(figures[name].mean()) for name in found.average.index],
+        f"test top-1 %, last epoch, mean over n = {len(figures)} pairs": [
+            stats.number(figures[name].mean()) for name in found.average.index
+        ],
         f"p, same as {best} (Nemenyi)": ["" if name == best else p_value(p_best[name]) for name in found.average.index],
     }
     rows = pd.DataFrame(text, index=pd.Index(found.average.index, name="method", dtype=object), dtype=object)
@@ -56,7 +71,7 @@ def _table(frame: pd.DataFrame, figures: pd.DataFrame) -> Table:
 
 def _caption(frame: pd.DataFrame, figures: pd.DataFrame, found: Ranks) -> str:
     lacking = [name for name in variants(frame) if name not in figures]
-    left_out = f" Left out, for want of a figure on some pair: {', '.join(lacking)}." if lacking else ""
+    left_out = f" Left out, for want of a figure with all seeds on some pair: {', '.join(lacking)}." if lacking else ""
     return (
         f"Ranks of mean test top-1 (last epoch's weights) on each of {len(figures)} pairs, 1 the best, averaged. "
         f"{verdict(found)} Pairs count as independent; the test is rough for few of them.{left_out} {budget(frame)}"
@@ -67,7 +82,7 @@ def verdict(found: Ranks) -> str:
     """Friedman's test and Nemenyi's critical difference in a sentence."""
     p_friedman = p_value(found.p_friedman)
     p_friedman = p_friedman if p_friedman.startswith("<") else f"= {p_friedman}"
-    if not found.p_friedman < inference.ALPHA:  # nor where it is NaN: all alike on all pairs
+    if not differ(found):
         return f"Friedman's test finds no difference between the methods (p {p_friedman}), so none is claimed."
     return (
         f"Friedman's test says that the methods differ (p {p_friedman}); average ranks more than "

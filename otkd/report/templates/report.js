@@ -1,9 +1,10 @@
 "use strict";
 // A click on a column's name sorts the table by it, another turns the order round, a third brings the first order back.
+const units = { k: 1e3, M: 1e6, G: 1e9 };
 const figure = (cell) => {
   const text = cell.textContent.trim().replaceAll("−", "-");
-  const found = text.match(/^(<\s*)?[[+]*(-?[\d.]+(?:e[-+]?\d+)?)/i);
-  return found ? Number(found[2]) - (found[1] ? 1e-12 : 0) : NaN;
+  const found = text.match(/^(<\s*)?[[+]*(-?[\d.]+(?:[eE][-+]?\d+)?)(?: ([kMG])\b)?/);
+  return found ? Number(found[2]) * (units[found[3]] ?? 1) - (found[1] ? 1e-12 : 0) : NaN;
 };
 const compare = (column, numeric, sign) => (left, right) => {
   const [a, b] = [left.cells[column], right.cells[column]];
