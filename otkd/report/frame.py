@@ -210,7 +210,7 @@ def _row(label: Label, row: TrialRow | None) -> dict[str, Any]:
     fields = {field: getattr(label, field) for field in ("key", "role", "method", "pair", "student", "teacher", "seed")}
     provenance = {
         PROVENANCE + tag.removeprefix(names.TAG_PROVENANCE): value
-        for tag, value in tags.items()
+        for tag, value in sorted(tags.items())
         if tag.startswith(names.TAG_PROVENANCE)
     }
     return {
@@ -223,7 +223,7 @@ def _row(label: Label, row: TrialRow | None) -> dict[str, Any]:
         "terms": "+".join(sorted({name.split(".")[1] for name in params if name.startswith("objective.")})),
         "run_id": row.run_id if row else "",
         **({} if label.stage else {AXIS + path: value for path, value in label.axes.items()}),
-        **metrics,
+        **dict(sorted(metrics.items())),  # no store says in which order it gives them
         **{PARAM + name: params[name] for name in BUDGET if name in params},
         **provenance,
     }

@@ -142,14 +142,13 @@ class Contest:
         standing.ending = ending = _lasting(standing.earlier, ending)
         self._busy.pop(id_, None)
         self._proposers[study].tell(number, ending)
-        if standing.earlier is not None and _same(standing.earlier, ending):
-            return
         for trial in trials_of(standing.candidate) if status != "finished" else ():
             folder = self.layout.trial(trial.key)
             if not (folder.done or folder.failed.exists()):
                 why = reason if status == "pruned" else without(status)
                 self.listener.finish(_pruned(trial, why, records.get(trial.key, ())))
-        self._log.append(ending)
+        if standing.earlier is None or not _same(standing.earlier, ending):
+            self._log.append(ending)
 
     def conclude(self) -> None:
         """Put down that nothing more is to begin."""

@@ -25,8 +25,10 @@ class Found:
     id: str
     state: str
     """How the trial ended; empty when it did not, or when its run is not complete."""
+    said: str = ""
+    """What its tag says of how the trial stands, complete or not."""
     ended: int = 0
-    """When the run ended, in milliseconds since 1970."""
+    """When the run ended, in milliseconds since 1970; 0 when it did not."""
     searched: bool = False
     """It has the figures of a search's candidate: none on the test set by their plain names."""
 
@@ -52,8 +54,8 @@ def as_found(run: Run) -> Found:
     tags, figures = run.data.tags, run.data.metrics
     whole = run.info.status in ("FINISHED", "FAILED") and not tags.get(names.TAG_FILES)
     apart, plain = (any(name.startswith(head) for name in figures) for head in (names.SEARCHED, names.TEST))
-    state = tags.get(names.TAG_STATUS, "") if whole else ""
-    return Found(run.info.run_id, state, run.info.end_time or 0, apart and not plain)
+    said = tags.get(names.TAG_STATUS, "")
+    return Found(run.info.run_id, said if whole else "", said, run.info.end_time or 0, apart and not plain)
 
 
 def owner(layout: Layout) -> str:

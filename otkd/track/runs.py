@@ -234,7 +234,7 @@ class TrialRuns:
             self._runs[key] = TrialRun(run.id, run.place, ended=True, searched=self.is_candidate(key))
         else:
             self._runs.pop(key, None)
-            self._found[key] = Found(run.id, state)
+            self._found[key] = Found(run.id, state, state)
 
     def _log(self, run: TrialRun, pieces: Iterable[Load]) -> None:
         for load in loads(pieces):
@@ -300,9 +300,12 @@ class TrialRuns:
 
     def set_aside(self, key: str, found: Found) -> bool:
         """Whether a run ended with a divergence after which its trial was, or is to be, trained again."""
-        file = self.layout.trial(key).set_aside
-        if found.state != "diverged" or not file.exists():
+        folder = self.layout.trial(key)
+        file = folder.set_aside
+        if found.said != "diverged" or not file.exists():
             return False
+        if not found.ended:  # cut short at its end: of what was set aside, unless that was tried again and has ended
+            return not folder.done
         try:
             return found.ended <= millis(TrialResult.model_validate_json(file.read_bytes()).ended)
         except ValidationError:

@@ -21,6 +21,14 @@ def test_one_row_per_label_in_the_sweeps_order(record):
     assert trials["provenance.commit"].dropna().unique().tolist() == ["abc1234"]
 
 
+def test_columns_do_not_depend_on_the_order_in_which_a_store_gives_them(record):
+    turned = [
+        row._replace(metrics=dict(reversed(row.metrics.items())), tags=dict(reversed(row.tags.items())))
+        for row in record.trials
+    ]
+    assert list(frame.trials(record._replace(trials=tuple(turned)))) == list(frame.trials(record))
+
+
 def test_a_label_without_a_row_is_missing(record):
     cut = record._replace(trials=record.trials[:-1])
     last = frame.trials(cut).iloc[-1]

@@ -27,7 +27,7 @@ from otkd.sweep.schedulers import PerStudy
 from otkd.sweep.search import draw
 from otkd.sweep.searchers import Begun, Ending, Log, Report, proposer
 from otkd.sweep.spec import load
-from otkd.sweep.tried import Tried, id_of, winners
+from otkd.sweep.tried import Tried, id_of, trials_of, winners
 from otkd.sweep.tuning import expect_possible
 from otkd.track.jsonl import JsonlSink
 from otkd.train import CohortTrainer, Environment
@@ -332,6 +332,8 @@ def test_what_was_stopped_stays_stopped_and_is_told_once(planned, layout):
         contest.end(id_of(candidate), "pruned", "enough", {})
         assert [result.status for result in ear.results] == ["pruned"] * heard
         assert [result.reason for result in ear.results] == ["enough"] * heard
+        for trial in trials_of(candidate):
+            write_result(layout, trial, 10.0, status="pruned")
     assert sum(line.event == "end" for line in Log(layout, plan.info.key).read()) == 1
 
 
@@ -420,11 +422,15 @@ def test_what_a_worker_found_that_took_over_was_not_let_through_by_anybody(plann
     assert told(scheduler, late, 3, 50.0, earlier=3) == "STOP"
 
 
-def test_the_end_of_what_was_trained_to_its_end_stands(planned, layout):
-    """Otherwise the hours that it took would be free again."""
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_end_of_what_was_trained_to_its_end_stands(planned, layout, lost):
+    """Otherwise the hours that it took would be free again. What was lost of it is cut short once, not every time."""
     plan = only_kd(planned({**RANDOM, "samples": 2, "budget": {"hours": 1.0}}))
     contest = Contest(plan, layout, Ear())
-    id_ = id_of(contest.next())
+    candidate = contest.next()
+    id_, trials = id_of(candidate), trials_of(candidate)
+    for trial in trials[lost:]:
+        write_result(layout, trial, 50.0)
     for epoch in (1, 2):
         contest.judge(id_, Report(epoch, 50.0, 50.0, 0.9 * epoch))
     contest.end(id_, "finished", "", {})
@@ -435,7 +441,7 @@ def test_the_end_of_what_was_trained_to_its_end_stands(planned, layout):
     later.end(id_, "pruned", "stopped by asha after epoch 1", {})
     [standing] = Tried(plan, layout).standings
     assert (standing.earlier.status, standing.earlier.reports[-1].hours) == ("finished", 1.8)
-    assert ear.results == []
+    assert [(one.key, one.status) for one in ear.results] == [(trial.key, "pruned") for trial in trials[:lost]]
     assert Contest(plan, layout, Ear()).next() is not None
     assert later.next() is None
 

@@ -8,6 +8,7 @@ import math
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -607,6 +608,31 @@ def test_a_divergence_that_is_tried_again_gets_a_run_of_its_own(
     [row] = [row for row in read_sweep(layout).trials if row.label.key == trial.key]
     assert (row.run_id, row.status) == (run.info.run_id, "finished")
     assert sink().finished() == {trial.key}
+
+
+@pytest.mark.parametrize("cut", ["files", "end"])
+def test_a_divergence_whose_run_was_not_ended_gets_a_run_of_its_own(
+    sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any, cut: str
+) -> None:
+    """Its driver could not write its files, or was killed just before it would have ended the run."""
+    trial, diverged, first = invented.students[0], say.result(invented.students[0].key, "diverged"), sink()
+    monkeypatch.setattr(first._runs, {"files": "_keep", "end": "_end"}[cut], Mock(side_effect=PermissionError("no")))
+    first.start(trial)
+    first.finish(diverged)
+    assert first.flush(20)
+    first._writer.stop(2)
+    old = by_key(layout)[trial.key]
+    assert (old.info.status, old.data.tags[names.TAG_STATUS]) == ("FAILED" if cut == "files" else "RUNNING", "diverged")
+    layout.trial(trial.key).path.mkdir(parents=True, exist_ok=True)
+    layout.trial(trial.key).set_aside.write_text(diverged.model_dump_json())
+    second = sink()
+    second.start(trial)
+    second.finish(say.result(trial.key))
+    second.close()
+    run = by_key(layout)[trial.key]
+    assert run.info.run_id != old.info.run_id
+    assert (run.info.status, run.data.tags[names.TAG_STATUS]) == ("FINISHED", "finished")
+    assert mlflow.get_run(old.info.run_id).data.tags[names.TAG_SUPERSEDED] == trial.key
 
 
 def test_a_store_that_dies_while_a_divergence_gets_a_new_run_makes_one(
