@@ -2,7 +2,8 @@
 
 There are two kinds of a second. In `waits` a step computes next to nothing and then sleeps, as a worker does whose GPU
 is busy: the cores are free for the driver, and figures are steady on a noisy machine. In `computes` a step is a core's
-work: on a machine with as many slots as cores the driver takes its time from the trials.
+work, of so many images that a trial which trains alone takes a second on this device: on a machine with as many slots
+as cores the driver takes its time from the trials.
 
 Workers write down when they were at work, so that a slot's time adds up: training steps; validation; test, measurement
 and files; beginning (data, teacher, network); waiting for the driver.
@@ -35,8 +36,10 @@ from otkd.core.layout import Layout
 from otkd.core.records import TrialResult
 from otkd.sweep import tune
 from otkd.sweep.plan import Plan, make
+from otkd.sweep.runner import Mailbox
 from otkd.sweep.session import Options, Session
 from otkd.sweep.spec import load
+from otkd.train import Environment, fit
 from otkd.train.device import peak_mib
 from otkd.train.student import Student
 
@@ -103,12 +106,31 @@ class Timed(NamedTuple):
 def measure(folder: Path, quick: bool = False) -> Iterator[Table]:
     """Run both kinds in `folder`, and tell of each what it cost and where the time went."""
     trials = QUICK_TRIALS if quick else TRIALS
-    for work in (WAITS, COMPUTES):
+    for work in (WAITS, of_a_second(COMPUTES, folder / "alone")):
         with ProcessPoolExecutor(1, get_context("spawn")) as driver:  # its memory is that of this sweep alone
             timed = driver.submit(run, work, trials, folder / work.title).result()
         about = f"{trials} trials, {SLOTS} slots, a step {work.title}"
         yield shown(about, [summary(timed)])
         yield shown(f"{about}: seconds of a slot for each trial", shares(timed))
+
+
+def of_a_second(work: Work, folder: Path) -> Work:
+    """The same with as many images as take a second of steps here."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        seconds = alone.submit(steps_s, work, folder).result()
+    return work._replace(images=max(1, round(work.images / seconds / BATCH)) * BATCH)
+
+
+def steps_s(work: Work, folder: Path) -> float:
+    """Seconds of the steps of a student, the second that this process trains: the first has code loaded."""
+    folder.mkdir(parents=True)
+    plan, clock = planned(work, 2 * SEEDS, folder / "sweep.yaml"), Clock(work.wait_s)
+    environment = Environment(layout=Layout(folder / "runs"), device="cpu", threads=1)
+    with mock.patch.object(Student, "train_step", clock.timed(Student.train_step)):
+        for item in (*plan.teachers, *plan.students[:2]):
+            clock.take()
+            fit([item.trial], Mailbox(), environment)
+    return clock.take()
 
 
 def run(work: Work, trials: int, folder: Path) -> Timed:
