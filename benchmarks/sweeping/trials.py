@@ -5,8 +5,8 @@ is busy: the cores are free for the driver, and figures are steady on a noisy ma
 work, of so many images that a trial which trains alone takes a second on this device: on a machine with as many slots
 as cores the driver takes its time from the trials.
 
-Workers write down when they were at work, so that a slot's time adds up: training steps; validation; test, measurement
-and files; beginning (data, teacher, network); waiting for the driver.
+Workers write down when they were at work, so that a slot's time adds up: training (batches, the teacher's passes and
+steps); validation; test, measurement and files; beginning (data, teacher, network); waiting for the driver.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from otkd.sweep.plan import Plan, make
 from otkd.sweep.runner import Mailbox
 from otkd.sweep.session import Options, Session
 from otkd.sweep.spec import load
-from otkd.train import Environment, fit
+from otkd.train import CohortTrainer, Environment, fit
 from otkd.train.device import peak_mib
 from otkd.train.student import Student
 
@@ -51,11 +51,12 @@ WAIT, SPANS = "OTKD_BENCH_WAIT_S", "OTKD_BENCH_SPANS"
 
 LEGEND = """\
 trial s: from a trial's begin to its end, as its result says. wall: of the students' stage in the driver, the start of
-workers included. fixed s / trial: of a worker after its first trial, everything but training steps."""
+workers included. training s: batches, the teacher's passes and steps. fixed s / trial: everything but training, of a
+worker after its first trial."""
 
 TARGETS = (
     Target("200 trials of a second take 1.15 × their seconds by the slots", "wall / trial seconds", 1.15, most=True),
-    Target("a trial after the first costs 0.5 s beside its steps", "fixed s / trial", 0.5, most=True),
+    Target("a trial after the first costs 0.5 s beside its training", "fixed s / trial", 0.5, most=True),
 )
 
 
@@ -83,8 +84,8 @@ class Span(NamedTuple):
     """`begin` or `step`."""
     start: float
     end: float
-    steps_s: float
-    """Seconds of it in training steps."""
+    training_s: float
+    """Seconds of it in training."""
 
 
 class Timed(NamedTuple):
@@ -115,18 +116,18 @@ def measure(folder: Path, quick: bool = False) -> Iterator[Table]:
 
 
 def of_a_second(work: Work, folder: Path) -> Work:
-    """The same with as many images as take a second of steps here."""
+    """The same with as many images as take a second of training here."""
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        seconds = alone.submit(steps_s, work, folder).result()
+        seconds = alone.submit(training_s, work, folder).result()
     return work._replace(images=max(1, round(work.images / seconds / BATCH)) * BATCH)
 
 
-def steps_s(work: Work, folder: Path) -> float:
-    """Seconds of the steps of a student, the second that this process trains: the first has code loaded."""
+def training_s(work: Work, folder: Path) -> float:
+    """Seconds that a student trains, the second of this process: with the first, code is loaded."""
     folder.mkdir(parents=True)
-    plan, clock = planned(work, 2 * SEEDS, folder / "sweep.yaml"), Clock(work.wait_s)
+    plan, clock = planned(work, 2 * SEEDS, folder / "sweep.yaml"), Clock()
     environment = Environment(layout=Layout(folder / "runs"), device="cpu", threads=1)
-    with mock.patch.object(Student, "train_step", clock.timed(Student.train_step)):
+    with mock.patch.object(CohortTrainer, "_train_epoch", clock.timed(CohortTrainer._train_epoch)):
         for item in (*plan.teachers, *plan.students[:2]):
             clock.take()
             fit([item.trial], Mailbox(), environment)
@@ -158,7 +159,7 @@ def planned(work: Work, trials: int, file: Path) -> Plan:
     weights = [round(0.5 + index / trials, 6) for index in range(trials // SEEDS)]
     sweep = {
         "name": f"bench-{work.title}",
-        "question": "What does a trial cost beside its steps?",
+        "question": "What does a trial cost beside its training?",
         "data": {"name": "synthetic", "options": options, "val": 0.2},
         "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
         "train": {"epochs": work.epochs, "batch_size": BATCH, "schedule": {"name": "constant"}},
@@ -194,9 +195,10 @@ class Watched(tune.CohortTrainable):
     """A cohort whose worker writes down when it was at work."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._clock = Clock(float(os.environ[WAIT]))
+        self._clock = Clock()
         self._file = Path(os.environ[SPANS]) / f"{os.getpid()}.jsonl"
-        Student.train_step = self._clock.timed(Student.train_step)  # type: ignore[method-assign]
+        Student.train_step = waiting(Student.train_step, float(os.environ[WAIT]))  # type: ignore[method-assign]
+        CohortTrainer._train_epoch = self._clock.timed(CohortTrainer._train_epoch)  # type: ignore[method-assign]
         super().setup(config)
 
     def step(self) -> dict[str, Any]:
@@ -219,21 +221,31 @@ class Watched(tune.CohortTrainable):
             file.write(json.dumps(span) + "\n")
 
 
-class Clock:
-    """Lets a function wait a little after its work, and adds up what both took."""
+def waiting(function: Callable[..., None], seconds: float) -> Callable[..., None]:
+    """The function, which then waits a little."""
 
-    def __init__(self, wait_s: float) -> None:
-        self.wait_s, self.seconds = wait_s, 0.0
+    @wraps(function)
+    def longer(*given: Any) -> None:
+        function(*given)
+        time.sleep(seconds)
+
+    return longer
+
+
+class Clock:
+    """Adds up what a function takes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
     def timed(self, function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def longer(*given: Any) -> None:
+        def clocked(*given: Any) -> None:
             begin = time.perf_counter()
             function(*given)
-            time.sleep(self.wait_s)
             self.seconds += time.perf_counter() - begin
 
-        return longer
+        return clocked
 
     def take(self) -> float:
         """Seconds since the last call."""
@@ -267,8 +279,8 @@ def summary(timed: Timed) -> dict[str, Any]:
         "wall s": wall,
         "trial s": inside / trials,
         "wall / trial seconds": wall / (inside / SLOTS),
-        "steps s": sum(span.steps_s for span in timed.spans) / trials,
-        "wall / step seconds": wall / (sum(span.steps_s for span in timed.spans) / SLOTS),
+        "training s": sum(span.training_s for span in timed.spans) / trials,
+        "wall / training seconds": wall / (sum(span.training_s for span in timed.spans) / SLOTS),
         "first begins s": min(workers(timed.spans), key=lambda own: own[0].start)[0].start - timed.start,
         "fixed s / trial": fixed(timed.spans),
         "flush s": timed.flush_s,
@@ -286,13 +298,13 @@ def workers(spans: Sequence[Span]) -> list[list[Span]]:
 
 
 def fixed(spans: Sequence[Span]) -> float:
-    """Mean seconds of a trial beside its steps, from the end of a worker's first trial to the end of its last."""
+    """Mean seconds of a trial beside its training, from the end of a worker's first trial to the end of its last."""
     beside, trials = 0.0, 0
     for own in workers(spans):
         begins = [index for index, span in enumerate(own) if span.what == "begin"]
         later = own[begins[1] :] if len(begins) > 1 else []
         if later:
-            beside += later[-1].end - own[begins[1] - 1].end - sum(span.steps_s for span in later)
+            beside += later[-1].end - own[begins[1] - 1].end - sum(span.training_s for span in later)
             trials += len(begins) - 1
     return beside / trials if trials else float("nan")
 
@@ -300,15 +312,15 @@ def fixed(spans: Sequence[Span]) -> float:
 def shares(timed: Timed) -> list[dict[str, Any]]:
     """Mean seconds of a slot for each trial, by what they went to."""
     trials, wall = len(timed.results), timed.end - timed.start
-    steps = sum(span.steps_s for span in timed.spans)
+    training = sum(span.training_s for span in timed.spans)
     stepping, beginning = (
         sum(span.end - span.start for span in timed.spans if span.what == what) for what in ("step", "begin")
     )
     validating = sum(record.metrics[names.EVAL_S] for result in timed.results for record in result.epochs)
     parts = {
-        "training steps": steps,
+        "training: batches, teacher, steps": training,
         "validation": validating,
-        "test, measurement, files": stepping - steps - validating,
+        "test, measurement, files": stepping - training - validating,
         "beginning: data, teacher, network": beginning,
         "waiting for the driver": SLOTS * wall - stepping - beginning,
     }
