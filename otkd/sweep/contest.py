@@ -139,16 +139,18 @@ class Contest:
         standing = self.standings[id_]
         study, number = standing.candidate.study.title, standing.candidate.number
         ending = Ending(study=study, number=number, status=status, reports=tuple(standing.reports), reason=reason)
-        standing.ending = ending = _lasting(standing.earlier, ending)
+        trained = all(self.layout.trial(trial.key).done for trial in trials_of(standing.candidate))
+        standing.ending = ending = _lasting(standing.earlier, ending, trained)
         self._busy.pop(id_, None)
         self._proposers[study].tell(number, ending)
+        if standing.earlier is not None and _same(standing.earlier, ending):
+            return
         for trial in trials_of(standing.candidate) if status != "finished" else ():
             folder = self.layout.trial(trial.key)
             if not (folder.done or folder.failed.exists()):
                 why = reason if status == "pruned" else without(status)
                 self.listener.finish(_pruned(trial, why, records.get(trial.key, ())))
-        if standing.earlier is None or not _same(standing.earlier, ending):
-            self._log.append(ending)
+        self._log.append(ending)
 
     def conclude(self) -> None:
         """Put down that nothing more is to begin."""
@@ -245,10 +247,11 @@ def journalled(path: Path, keys: Set[str]) -> dict[str, list[EpochRecord]]:
         for line in file:
             head = HEAD.match(line)
             if head is not None and head[1] == b"epoch" and head[2].decode() in keys and line.endswith(b"\n"):
-                fields = json.loads(line)
-                del fields["event"]
-                record = EpochRecord.model_validate(fields)
-                found.setdefault(record.key, {})[record.stage, record.epoch] = record
+                with suppress(ValueError):  # a damaged line
+                    fields = json.loads(line)
+                    del fields["event"]
+                    record = EpochRecord.model_validate(fields)
+                    found.setdefault(record.key, {})[record.stage, record.epoch] = record
     return {key: list(records.values()) for key, records in found.items()}
 
 
@@ -291,10 +294,17 @@ def _pruned(trial: Trial, reason: str, records: Sequence[EpochRecord]) -> TrialR
     )
 
 
-def _lasting(earlier: Ending | None, ending: Ending) -> Ending:
-    """How a configuration has ended: one that was trained to its end, or stopped, does not lose epochs again."""
-    stands = earlier is not None and earlier.status in ("finished", "pruned")
-    return earlier if earlier is not None and stands and len(ending.reports) < len(earlier.reports) else ending
+def _lasting(earlier: Ending | None, ending: Ending, trained: bool) -> Ending:
+    """How a configuration has ended: one that was trained to its end, or stopped, does not lose epochs again.
+
+    Args:
+        trained: whether all of its trials have their results; what was lost of one that had finished was trained anew.
+    """
+    if earlier is None or earlier.status not in ("finished", "pruned") or len(ending.reports) >= len(earlier.reports):
+        return ending
+    if trained or earlier.status == "pruned":
+        return earlier
+    return ending.model_copy(update={"reports": earlier.reports})
 
 
 def _same(left: Ending, right: Ending) -> bool:

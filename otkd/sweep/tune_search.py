@@ -105,12 +105,13 @@ class Suggestions(Searcher):
     """Asks the contest for the next configuration when there is room for it.
 
     Args:
+        courier: is told when the disk refuses, and stops all.
         slots: configurations that train at a time; None to ask ahead, for schedulers that let some wait.
     """
 
-    def __init__(self, contest: Contest, slots: int | None) -> None:
+    def __init__(self, contest: Contest, courier: Courier, slots: int | None) -> None:
         super().__init__()
-        self._contest, self._slots = contest, slots
+        self._contest, self._courier, self._slots = contest, courier, slots
         self._live: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,7 +121,11 @@ class Suggestions(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self._slots is not None and len(self._live) >= self._slots:
             return None
-        candidate = None if self._contest.layout.stop.exists() else self._contest.next()
+        try:
+            candidate = None if self._contest.layout.stop.exists() else self._contest.next()
+        except StorageError as error:  # raised here it would reach the user as Tune's error, not as ours
+            self._courier.refusal = str(error)
+            return Searcher.FINISHED
         if candidate is None:
             return None if self._contest.waits else Searcher.FINISHED
         self._live.add(trial_id)
@@ -194,7 +199,7 @@ def run(contest: Contest, runner: RayRunner, witness: Witness) -> None:
     overseer = runner.overseer(witness, lambda trial: cohort(trial.config))
     umpire = Umpire(contest, scheduler, witness, runner, overseer)
     ahead = spec.search.scheduler.name == "hyperband"  # a bracket waits for those that are not there yet
-    suggestions = Suggestions(contest, None if ahead else runner.slots(spec.resources.cpu))
+    suggestions = Suggestions(contest, umpire, None if ahead else runner.slots(spec.resources.cpu))
     space = {"environment": runner.sent(spec.resources.cpu), "retries": spec.resources.retries}
     bundles = [runner.bundle(spec.resources.cpu)]
     options = {"search_alg": suggestions, "scheduler": scheduler, "num_samples": contest.most}

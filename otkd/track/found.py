@@ -28,7 +28,7 @@ class Found:
     said: str = ""
     """What its tag says of how the trial stands, complete or not."""
     ended: int = 0
-    """When the run ended, in milliseconds since 1970; 0 when it did not."""
+    """When the trial ended, in milliseconds since 1970; 0 when it did not, or when its run was cut short."""
     searched: bool = False
     """It has the figures of a search's candidate: none on the test set by their plain names."""
 
@@ -55,7 +55,8 @@ def as_found(run: Run) -> Found:
     whole = run.info.status in ("FINISHED", "FAILED") and not tags.get(names.TAG_FILES)
     apart, plain = (any(name.startswith(head) for name in figures) for head in (names.SEARCHED, names.TEST))
     said = tags.get(names.TAG_STATUS, "")
-    return Found(run.info.run_id, said if whole else "", said, run.info.end_time or 0, apart and not plain)
+    ended = run.info.end_time if run.info.status in ("FINISHED", "FAILED") else 0
+    return Found(run.info.run_id, said if whole else "", said, ended or 0, apart and not plain)
 
 
 def owner(layout: Layout) -> str:

@@ -134,7 +134,8 @@ class TrialRuns:
             mine = (tags.get(names.TAG_SWEEP_KEY), tags.get(names.TAG_SWEEP)) == (self.info.key, self.info.name)
             ours = (mine or own(self.store, self.layout)) and not anothers(run, self.store, self.layout)
             if names.TAG_KIND in tags and run.info.run_id != self.parent and ours:
-                self._cut_short(run.info.run_id, self._last_seen(tags.get(names.TAG_KEY, "")))
+                last_seen = self._last_seen(tags.get(names.TAG_KEY, ""))
+                self._cut_short(run.info.run_id, last_seen, tags.get(names.TAG_STATUS, ""))
 
     def _last_seen(self, key: str) -> float | None:
         return max((record.time for record in self.recall.journal.epochs(key)), default=None)
@@ -323,9 +324,14 @@ class TrialRuns:
         if run.info.status != "RUNNING":
             self.store.client.update_run(run.info.run_id, status="RUNNING")
 
-    def _cut_short(self, run_id: str, ended: float | None = None) -> None:
-        """End a run whose trial has not ended; the state comes last, so that half of this is done again."""
-        self.store.client.set_tag(run_id, names.TAG_STATUS, "interrupted")
+    def _cut_short(self, run_id: str, ended: float | None = None, said: str = "") -> None:
+        """End a run whose trial has not ended; the state comes last, so that half of this is done again.
+
+        Args:
+            said: how its tag says that it stands; that it diverged is kept for those who try again.
+        """
+        if said != "diverged":
+            self.store.client.set_tag(run_id, names.TAG_STATUS, "interrupted")
         self.store.client.set_terminated(run_id, "KILLED", end_time=millis(time() if ended is None else ended))
 
     def _tags(self, key: str, label: Label | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from otkd.core.errors import ConfigError, OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, TrialResult
 from otkd.sweep.candidate import Seeds
-from otkd.sweep.contest import Contest
+from otkd.sweep.contest import Contest, journalled
 from otkd.sweep.journal import journal_file
 from otkd.sweep.live import Progress
 from otkd.sweep.local import LocalRunner
@@ -281,6 +281,16 @@ def test_what_a_stopped_search_has_used_and_reached_counts_before_it_goes_on(pla
     assert contest.next() is None
 
 
+def test_damaged_lines_of_the_journal_are_passed_over(tmp_path):
+    record = EpochRecord(key="a" * 16, epoch=1, epochs=2, metrics={"val/top1": 5.0}, time=0.0)
+    journal = JsonlSink(tmp_path / "journal.jsonl")
+    journal.epoch(record)
+    journal.close()
+    line = (tmp_path / "journal.jsonl").read_text()
+    (tmp_path / "journal.jsonl").write_text(line[: len(line) // 2] + "\n" + line.replace("epochs", "parts") + line)
+    assert journalled(tmp_path / "journal.jsonl", {record.key}) == {record.key: [record]}
+
+
 def test_a_study_that_has_its_target_begins_no_other(planned, layout):
     plan = planned({**RANDOM, "stop": {"target": 50.0}})
     assert [id_of(candidate).split(" · ")[1] for candidate in drain(Contest(plan, layout, Ear()))] == [
@@ -332,8 +342,6 @@ def test_what_was_stopped_stays_stopped_and_is_told_once(planned, layout):
         contest.end(id_of(candidate), "pruned", "enough", {})
         assert [result.status for result in ear.results] == ["pruned"] * heard
         assert [result.reason for result in ear.results] == ["enough"] * heard
-        for trial in trials_of(candidate):
-            write_result(layout, trial, 10.0, status="pruned")
     assert sum(line.event == "end" for line in Log(layout, plan.info.key).read()) == 1
 
 
@@ -440,7 +448,9 @@ def test_the_end_of_what_was_trained_to_its_end_stands(planned, layout, lost):
     later.judge(id_, Report(1, 50.0, 50.0, 0.9))
     later.end(id_, "pruned", "stopped by asha after epoch 1", {})
     [standing] = Tried(plan, layout).standings
-    assert (standing.earlier.status, standing.earlier.reports[-1].hours) == ("finished", 1.8)
+    status = "pruned" if lost else "finished"
+    assert (standing.earlier.status, standing.earlier.reports[-1].hours) == (status, 1.8)
+    assert standing.decided or not lost, "it is not trained again every time"
     assert [(one.key, one.status) for one in ear.results] == [(trial.key, "pruned") for trial in trials[:lost]]
     assert Contest(plan, layout, Ear()).next() is not None
     assert later.next() is None
@@ -856,6 +866,21 @@ def test_schedulers_stop_what_is_bad_and_find_the_winner_of_the_grid(planned, la
     assert all(layout.trial(result.key).checkpoint.exists() for result in pruned)
     assert not is_left(plan, layout, frozenset())
     assert SimpleNamespace(**journal(layout, "finish")[-1]).status in ("pruned", "finished")
+
+
+@pytest.mark.long
+def test_a_disk_that_refuses_a_new_configuration_stops_the_search(planned, layout, ray_runner, monkeypatch):
+    plan = planned({**RANDOM, "samples": 3}, **SMALL, train={"epochs": 1})
+    append = Log.append
+
+    def full(log, line):
+        if isinstance(line, Begun) and line.number == 1:
+            raise StorageError("cannot write the log: No space left on device")
+        append(log, line)
+
+    monkeypatch.setattr(Log, "append", full)
+    with pytest.raises(StorageError, match="No space left"):
+        run(plan, at(ray_runner, layout), layout)
 
 
 @pytest.mark.long

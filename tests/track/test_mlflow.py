@@ -610,13 +610,14 @@ def test_a_divergence_that_is_tried_again_gets_a_run_of_its_own(
     assert sink().finished() == {trial.key}
 
 
-@pytest.mark.parametrize("cut", ["files", "end"])
+@pytest.mark.parametrize("cut", ["files", "end", "end, and again before it was begun"])
 def test_a_divergence_whose_run_was_not_ended_gets_a_run_of_its_own(
     sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any, cut: str
 ) -> None:
     """Its driver could not write its files, or was killed just before it would have ended the run."""
     trial, diverged, first = invented.students[0], say.result(invented.students[0].key, "diverged"), sink()
-    monkeypatch.setattr(first._runs, {"files": "_keep", "end": "_end"}[cut], Mock(side_effect=PermissionError("no")))
+    step = "_keep" if cut == "files" else "_end"
+    monkeypatch.setattr(first._runs, step, Mock(side_effect=PermissionError("no")))
     first.start(trial)
     first.finish(diverged)
     assert first.flush(20)
@@ -625,6 +626,10 @@ def test_a_divergence_whose_run_was_not_ended_gets_a_run_of_its_own(
     assert (old.info.status, old.data.tags[names.TAG_STATUS]) == ("FAILED" if cut == "files" else "RUNNING", "diverged")
     layout.trial(trial.key).path.mkdir(parents=True, exist_ok=True)
     layout.trial(trial.key).set_aside.write_text(diverged.model_dump_json())
+    if "again" in cut:
+        between = sink()
+        assert between.flush(20)
+        between._writer.stop(5)
     second = sink()
     second.start(trial)
     second.finish(say.result(trial.key))
