@@ -3,6 +3,7 @@ PYTHON  ?=# interpreter to build .venv from; when none is named the one .venv ha
 PROFILE ?= auto
 DATA    ?=# folder of data sets; OTKD_DATA_DIR does the same
 SWEEP   ?=# for make report; the last one run
+RUNS    ?=# for make dashboard; OTKD_RUNS does the same
 PORT    ?= 5000
 ARGS    ?=# passed on to otkd or pytest, e.g. ARGS="--set train.epochs=3"
 
@@ -11,7 +12,7 @@ STAMP := .venv/.otkd-setup
 SWEEP_ARGS = --profile $(PROFILE) $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep-cifar sweep-svhn sweep-imagenet sweep-ot sweep-zoo ablation-cifar tune-transport report ui test test-long test-faults bench-ot bench-methods bench-train bench-sweep bench-tuning postgres lint format lock schema clean
+.PHONY: help setup demo sweep-cifar sweep-svhn sweep-imagenet sweep-ot sweep-zoo ablation-cifar tune-transport report ui dashboard test test-long test-faults bench-ot bench-methods bench-train bench-sweep bench-tuning bench-report postgres lint format lock schema golden clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +57,9 @@ report: $(STAMP) ## Tables and figures of the last sweep again (SWEEP=name for a
 ui: $(STAMP) ## MLflow's pages on 127.0.0.1 (PORT=5000)
 	@$(BIN)/otkd ui --port $(PORT) $(ARGS)
 
+dashboard: $(STAMP) ## The live page of a sweep on 127.0.0.1 (PORT=8501, RUNS=folder)
+	@exec $(BIN)/python -m dashboards --port $(if $(filter file,$(origin PORT)),8501,$(PORT)) $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
+
 test: $(STAMP) ## The tests, but for the long ones (ARGS="tests/ot -k sinkhorn" for some)
 	@$(BIN)/python -m pytest $(ARGS)
 
@@ -80,6 +84,9 @@ bench-sweep: $(STAMP) ## A sweep beside its training: 200 trials of a second, 2,
 bench-tuning: $(STAMP) ## A search that stops early beside the whole grid, on CIFAR-100 (DATA, ARGS as above)
 	@$(BIN)/python benchmarks/tuning.py $(if $(DATA),--data-dir "$(DATA)") $(ARGS)
 
+bench-report: $(STAMP) ## The report of 5,000 trials: first, again, and beside MLflow's calls (ARGS as above)
+	@$(BIN)/python benchmarks/report.py $(ARGS)
+
 postgres: $(STAMP) ## PostgreSQL for MLflow's records on 127.0.0.1 until Ctrl-C; says what to export (data in runs/postgres)
 	@exec $(BIN)/python scripts/postgres $(ARGS)
 
@@ -100,6 +107,9 @@ lock: $(STAMP) ## requirements.lock from pyproject.toml (ARGS=--upgrade for newe
 schema: $(STAMP) ## docs/sweep.schema.json, by which editors check sweep files
 	@$(BIN)/otkd schema $(ARGS)
 
+golden: $(STAMP) ## The texts that the report's test expects (tests/report/golden), after a change that is meant
+	@$(BIN)/python tests/report/golden_report.py
+
 clean: ## Remove build and test caches, compiled solvers too; runs/ (everything trained) and .venv stay
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build *.egg-info
-	@find otkd tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find otkd dashboards tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -75,14 +75,15 @@ def test_lock_has_every_dependency(requirement: Requirement) -> None:
 
 
 def test_everything_imported_is_declared() -> None:
-    names = {canonicalize_name(requirement.name) for requirement in (*declared(), *declared("timm"))}
+    names = {canonicalize_name(requirement.name) for requirement in declared("dashboard", "timm")}
     names.add("pydantic-core")  # pydantic pins it and shows its types
     distributions = packages_distributions()
     undeclared = {
         f"{path.relative_to(ROOT)}: {module}"
-        for path in (ROOT / "otkd").rglob("*.py")
+        for package in ("otkd", "dashboards")
+        for path in (ROOT / package).rglob("*.py")
         for module in imported(path)
-        if module not in sys.stdlib_module_names and module != "otkd"
+        if module not in sys.stdlib_module_names and module not in ("otkd", "dashboards")
         if names.isdisjoint(map(canonicalize_name, distributions.get(module, [])))
     }
     assert not undeclared
@@ -194,7 +195,8 @@ def test_clean_keeps_what_was_trained(checkout: Path) -> None:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with its contracts."""
     root = tmp_path_factory.mktemp("contracts")
-    shutil.copytree(ROOT / "otkd", root / "otkd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("otkd", "dashboards"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", root)
     return root
 
@@ -224,6 +226,8 @@ VIOLATIONS = {
     "plan": ("otkd/core/trial.py", "def later():\n    import ray"),
     "report": ("otkd/report/frame.py", "import torch"),
     "report-track": ("otkd/report/frame.py", "import otkd.track.store"),
+    "dashboards": ("dashboards/views/cost.py", "import otkd.sweep.plan"),
+    "dashboards-track": ("dashboards/source.py", "def later():\n    import otkd.track.reader"),
 }
 
 
@@ -285,7 +289,8 @@ def examples() -> dict[str, str]:
 
 def test_contributing_examples_work(tmp_path: Path) -> None:
     """Every example, written where it says, passes its test, is found by name, and can be planned."""
-    shutil.copytree(ROOT / "otkd", tmp_path / "otkd", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("otkd", "dashboards"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for path, content in examples().items():
         assert not (ROOT / path).exists()

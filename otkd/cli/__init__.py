@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +12,14 @@ import typer
 
 from otkd.cli.data import app as data_app
 from otkd.cli.options import DataDir, Debug, Runs, console_for
+from otkd.cli.report import report, show_tables
 from otkd.cli.streams import lasting
 from otkd.core.errors import ConfigError, OtkdError, Problem
 from otkd.core.layout import Layout
 from otkd.sweep.stopping import end_in_order
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
     from otkd.core.records import SweepInfo
@@ -151,7 +153,7 @@ def sweep(
             )
         written = write_report(layout, made.info.name)
         session.tracker.attach_report(written.folder, written.markdown)
-        _show_report(layout, made.info.name, console, written.problems, table=not quiet)
+        _show_report(layout, made.info.name, console, written.problems, table=not quiet, shown=written.shown)
     raise typer.Exit(show_outcome(made, layout, console))
 
 
@@ -190,18 +192,7 @@ def status(
         show_status(found, console_for())
 
 
-@app.command()
-def report(
-    name: Annotated[str | None, typer.Argument(help="Name of the sweep; the last one by default.")] = None,
-    runs: Runs = Path("runs"),
-    references: Annotated[Path | None, typer.Option(help="A CSV with reference rows of your own.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Rebuild tables and figures of a sweep from MLflow."""
-    from otkd.report.render import write_report
-
-    written = write_report(Layout(runs), name, references=references)
-    _show_report(Layout(runs), written.folder.name, console_for(), written.problems)
+app.command()(report)
 
 
 @app.command()
@@ -370,31 +361,29 @@ def _show_missing_data(plan: Plan, data_dir: Path | None, layout: Layout, consol
 
 
 def _show_report(
-    layout: Layout, name: str, console: Console, problems: Iterable[str] = (), *, table: bool = True
+    layout: Layout,
+    name: str,
+    console: Console,
+    problems: Iterable[str] = (),
+    *,
+    table: bool = True,
+    shown: Mapping[str, DataFrame] | None = None,
 ) -> None:
     """Print the main table of a sweep if wanted, where its report lies, and what of it could not be made."""
     from rich.markup import escape
 
     if table:
-        _show_table(layout, name, console)
+        show_tables(_table(layout, name) if shown is None else shown, name, console)
     console.print(f"report: {layout.reports / name / 'report.html'}", highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"[yellow]![/] the report lacks {escape(problem)}", highlight=False)
 
 
-def _show_table(layout: Layout, name: str, console: Console) -> None:
+def _table(layout: Layout, name: str) -> dict[str, DataFrame]:
     """The main table, pair by pair."""
-    from rich.markup import escape
-    from rich.table import Table
+    from otkd.report.render import console, read
 
-    from otkd.report.render import console as accuracy
-    from otkd.report.render import read
-
-    for pair, frame in accuracy(*read(layout, name)).items():
-        table = Table(*map(escape, ["", *map(str, frame.columns)]), title=escape(f"{name}: {pair}"))
-        for method, row in frame.iterrows():
-            table.add_row(escape(str(method)), *(escape(str(cell)) for cell in row))
-        console.print(table)
+    return console(*read(layout, name))
 
 
 def _is_wanted(wastes: list[Waste], yes: bool, console: Console) -> bool:

@@ -46,6 +46,8 @@ class Layout:
         self.artifacts = self.root / "artifacts"
         self.ray = self.root / "ray"
         self.reports = self.root / "reports"
+        self.report_cache = self.reports / ".cache"
+        """Learning curves between two reports (`otkd.report.cache`); may be removed at any time."""
         self.records = self.root / "records"
         self.cache = self.root / "cache"
         self.weights = self.root / "weights"

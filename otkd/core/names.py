@@ -61,6 +61,8 @@ TAG_FILES = "otkd.files"
 """`missing`: the figures are there, and the files could not be written."""
 TAG_SWEEP, TAG_SWEEP_KEY, TAG_PROFILE = "otkd.sweep", "otkd.sweep_key", "otkd.profile"
 TAG_PAIR, TAG_METHOD, TAG_SEED, TAG_DATA = "otkd.pair", "otkd.method", "otkd.seed", "otkd.data"
+DATA_CONTEXT = "mlflow.data.context"
+"""Of a dataset input: what the run took it for, `training`, `validation` or `test`."""
 TAG_PROVENANCE = "otkd.provenance."
 """Prefix: `otkd.provenance.commit`, `.dirty`, `.device`, `.host`, `.torch`, …"""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from otkd.core import names
 from otkd.core.records import Label
@@ -14,8 +16,19 @@ from otkd.report import selection
 if TYPE_CHECKING:
     from otkd.track.reader import SweepRecord, TrialRow
 
-Histories = Callable[[str], dict[str, list[tuple[int, float]]]]
-"""Metric → trial key → [(epoch, value)]."""
+
+class Curves(NamedTuple):
+    """One metric in many trials, as columns: trial by trial, each one's by epoch."""
+
+    keys: Sequence[str]
+    place: NDArray[np.int64]
+    """Of a row's trial in `keys`."""
+    epoch: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+
+Histories = Callable[[str], Curves | Mapping[str, Sequence[tuple[int, float]]]]
+"""Metric → its curves, or trial key → [(epoch, value)]."""
 
 IDENTITY = (
     "key",
@@ -101,18 +114,21 @@ def trials(record: SweepRecord, history: pd.DataFrame | None = None) -> pd.DataF
 
 
 def epochs(record: SweepRecord, histories: Histories) -> pd.DataFrame:
-    """The long frame of learning curves and costs: key, metric, epoch, value.
+    """The long frame of learning curves and costs: key, metric, epoch, value; the first two are categories.
 
     Accuracy is `val/top1`, or `train/top1` where nothing was held out.
     """
-    keys = {row.label.key for row in record.trials}
-    parts = [_long(names.TRAIN_LOSS, histories, keys), *(_long(name, histories, keys) for name in SPEEDS)]
-    accuracy = _long(names.VAL_TOP1, histories, keys)
+    keys = list(dict.fromkeys(row.label.key for row in record.trials))
+    parts = {name: _rows(histories(name), keys) for name in (names.TRAIN_LOSS, *SPEEDS, names.VAL_TOP1)}
     final = {row.label.key for row in record.trials if row.label.stage == selection.FINAL}
-    parts += [accuracy] if len(accuracy) else []
-    parts += [_long(names.TRAIN_TOP1, histories, final or keys)] if final or not len(accuracy) else []
-    filled = [part for part in parts if len(part)]
-    return pd.concat(filled, ignore_index=True) if filled else parts[0]
+    if final or not len(parts[names.VAL_TOP1].value):
+        parts[names.TRAIN_TOP1] = _rows(histories(names.TRAIN_TOP1), keys, final or None)
+    return _long({name: part for name, part in parts.items() if len(part.value)}, keys)
+
+
+def replaced(curves: Curves, places: Mapping[str, int]) -> NDArray[np.int64]:
+    """The place of each row's trial among others; -1 where it is not among them."""
+    return np.asarray([places.get(key, -1) for key in curves.keys], dtype=int)[curves.place]
 
 
 def students(frame: pd.DataFrame) -> pd.DataFrame:
@@ -213,6 +229,7 @@ def _row(label: Label, row: TrialRow | None) -> dict[str, Any]:
         for tag, value in sorted(tags.items())
         if tag.startswith(names.TAG_PROVENANCE)
     }
+    provenance |= {f"{PROVENANCE}{part} data": digest for part, digest in row.data} if row else {}
     return {
         **fields,
         "variant": variant(label),
@@ -242,19 +259,44 @@ def _with_terms(frame: pd.DataFrame) -> pd.DataFrame:
 def _with_speeds(frame: pd.DataFrame, history: pd.DataFrame | None) -> pd.DataFrame:
     if history is None or history.empty:
         return frame
-    history = history.sort_values("epoch")
     for name, rule in SPEEDS.items():
-        per_trial = history[history["metric"] == name].groupby("key")["value"].agg(rule)
+        own = history[history["metric"] == name].sort_values("epoch")
+        per_trial = own.groupby("key")["value"].agg(rule)
         frame = frame.assign(**{name: frame["key"].map(per_trial).fillna(frame[name]).astype(float)})
     return frame
 
 
-def _long(metric: str, histories: Histories, keys: set[str]) -> pd.DataFrame:
-    rows: Iterable[tuple[str, str, int, float]] = [
-        (key, metric, epoch, value) for key, curve in histories(metric).items() if key in keys for epoch, value in curve
-    ]
-    frame = pd.DataFrame(rows, columns=["key", "metric", "epoch", "value"])
-    return frame.astype({"epoch": int, "value": float})
+def _rows(
+    found: Curves | Mapping[str, Sequence[tuple[int, float]]], keys: list[str], only: set[str] | None = None
+) -> Curves:
+    """The curves of those trials that the sweep has, by their places in `keys`."""
+    curves = found if isinstance(found, Curves) else _as_columns(found)
+    places = {key: place for place, key in enumerate(keys) if only is None or key in only}
+    place = replaced(curves, places)
+    ours = place >= 0
+    return Curves(keys, place[ours], curves.epoch[ours], curves.value[ours])
+
+
+def _as_columns(found: Mapping[str, Sequence[tuple[int, float]]]) -> Curves:
+    rows = [(place, *point) for place, curve in enumerate(found.values()) for point in curve]
+    place, epoch, value = zip(*rows, strict=True) if rows else ((), (), ())
+    return Curves(list(found), np.asarray(place, int), np.asarray(epoch, int), np.asarray(value, float))
+
+
+def _long(parts: Mapping[str, Curves], keys: list[str]) -> pd.DataFrame:
+    """One curve behind the other, metric by metric."""
+    columns = [[*(getattr(part, field) for part in parts.values())] for field in ("place", "epoch", "value")]
+    place, epoch, value = (np.concatenate(column) if column else np.empty(0, int) for column in columns)
+    metric = np.repeat(np.arange(len(parts)), np.asarray([len(part.value) for part in parts.values()], dtype=int))
+    return pd.DataFrame(
+        {
+            "key": pd.Categorical.from_codes(place, categories=pd.Index(keys, dtype=str)),
+            "metric": pd.Categorical.from_codes(metric, categories=pd.Index(list(parts), dtype=str)),
+            "epoch": epoch,
+            "value": value.astype(float, copy=False),
+        },
+        copy=False,
+    )
 
 
 def _each(rows: pd.DataFrame, name: str, text: str = "{}") -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ LEVEL = 0.95
 ALPHA = 1 - LEVEL
 """Below it a p-value counts."""
 RESAMPLES = 9999
+REMEMBERED = 10_000
+"""Differences whose tests are remembered."""
 DIGITS = 9
 """Of points of accuracy, beyond which there is only the rounding of floats: it would break ties."""
 
@@ -55,21 +58,26 @@ class Difference(NamedTuple):
     """Probability of improvement: that a seed of the left beats a seed of the right (ties count half)."""
 
 
-def difference(left: Cell, right: Cell) -> Difference:
-    """Everything that is told of two methods on one pair of networks."""
+def difference(left: Cell, right: Cell, lower: bool = False) -> Difference:
+    """Everything that is told of two methods on one pair of networks; `lower`: the lower figure is the better."""
     left_S, right_S = common(left, right)
     by_seed = left_S - right_S
     delta_S = by_seed.to_numpy(dtype=float).round(DIGITS)
-    return Difference(
-        by_seed,
-        summarise(delta_S),
-        interval(delta_S),
-        bootstrap(delta_S),
-        _p_t(delta_S),
-        _p_wilcoxon(delta_S),
-        _effect(delta_S),
-        probability_of_improvement(left.by_seed, right.by_seed),
-    )
+    better, worse = (right, left) if lower else (left, right)
+    return Difference(by_seed, *_told(tuple(delta_S)), _better(tuple(better.by_seed), tuple(worse.by_seed)))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _told(delta: tuple[float, ...]) -> tuple[Summary, Interval, Interval, float, float, float]:
+    """What a `Difference` says of its differences alone; a report asks for each several times."""
+    delta_S = np.asarray(delta, dtype=float)
+    tests = (_p_t(delta_S), _p_wilcoxon(delta_S), _effect(delta_S))
+    return summarise(delta_S), interval(delta_S), bootstrap(delta_S), *tests
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _better(left: tuple[float, ...], right: tuple[float, ...]) -> float:
+    return probability_of_improvement(left, right)
 
 
 def interval(values_S: NDArray[np.float64]) -> Interval:
@@ -90,6 +98,17 @@ def bootstrap(values_S: NDArray[np.float64]) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
+def unpaired(left: Cell, right: Cell) -> tuple[float, Interval, float]:
+    """`left - right` of two sets of runs that share no seed: difference of means, its interval and p (Welch)."""
+    left_S, right_S = (cell.by_seed.to_numpy(dtype=float).round(DIGITS) for cell in (left, right))
+    mean = float(left_S.mean() - right_S.mean())
+    if len(left_S) < 2 or len(right_S) < 2 or not (_varies(left_S) or _varies(right_S)):
+        return mean, UNKNOWN, math.nan
+    found = scipy_stats.ttest_ind(left_S, right_S, equal_var=False)
+    bounds = found.confidence_interval(LEVEL)
+    return mean, Interval(float(bounds.low), float(bounds.high)), float(found.pvalue)
+
+
 def probability_of_improvement(left: Iterable[float], right: Iterable[float]) -> float:
     """Share of all pairs of runs in which the left is better (Agarwal et al., NeurIPS 2021); ties count half."""
     left_S, right_S = np.asarray(list(left), dtype=float), np.asarray(list(right), dtype=float)
@@ -105,12 +124,10 @@ def least_p(n: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for being several (Holm 1979), in the same order; NaN is no test and stays NaN."""
-    adjusted = np.full(len(p_values), math.nan)
-    known = np.isfinite(np.asarray(p_values, dtype=float))
-    if known.any():
-        from statsmodels.stats.multitest import multipletests  # a second to import
-
-        adjusted[known] = multipletests(np.asarray(p_values, dtype=float)[known], method="holm")[1]
+    p_M = np.asarray(p_values, dtype=float)
+    ascending = np.argsort(p_M)[: np.isfinite(p_M).sum()]  # NaN comes last
+    adjusted = np.full(len(p_M), math.nan)
+    adjusted[ascending] = np.maximum.accumulate(p_M[ascending] * np.arange(len(ascending), 0, -1)).clip(max=1)
     return [float(value) for value in adjusted]
 
 

@@ -6,11 +6,12 @@ import base64
 import hashlib
 import html
 import io
+import json
 import os
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +19,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import rc_context
 
+from otkd import __version__
 from otkd.core import names, plugins
-from otkd.core.errors import OtkdError, TrackingError
+from otkd.core.errors import OtkdError, StorageError, TrackingError
 from otkd.core.layout import Layout, atomic, write_text
 from otkd.core.records import SweepInfo
 from otkd.core.trial import digest
-from otkd.report import formats, frame, stats, summary
+from otkd.report import cache, formats, frame, pdf, side_by_side, stats, style, summary
+from otkd.report.files import NONE, Files, call
+from otkd.report.options import WHOLE, Options
 from otkd.report.references import load as load_references
 from otkd.report.table import Table
 
@@ -32,6 +36,19 @@ if TYPE_CHECKING:
 
 
 TEMPLATES = Path(__file__).with_name("templates")
+PDF = "report.pdf"
+OURS = (
+    *("tables/*.csv", "tables/*.tex", "tables/*.parquet", "tables/*.json", "figures/*.png", "figures/*.pdf"),
+    *("report.html", "report.md", PDF, "trials.csv"),
+)
+"""What reports write: of these files, those of an earlier report go."""
+
+PAGE, SUMMARY = "report.html", "summary.json"
+"""The page; and what a report says of itself, and its main table, for programs."""
+MAIN = "accuracy"
+"""Plug-in of the main table."""
+SOURCES = (".py", ".csv", ".j2", ".css", ".js")
+"""Kinds of otkd's files that make a report what it is."""
 
 
 class Report(NamedTuple):
@@ -46,6 +63,12 @@ class Report(NamedTuple):
     """The main table with its progress line, as for the parent run's note."""
     problems: tuple[str, ...]
     """Tables and figures that could not be made, and why; the page says so too."""
+    shown: dict[str, pd.DataFrame]
+    """The main table for a terminal: pair → a row per method."""
+    progress: str
+    """How many students have finished, in a sentence."""
+    new: bool = True
+    """Whether it was made now; else it was there, and says what is on record."""
 
 
 class Picture(NamedTuple):
@@ -56,6 +79,8 @@ class Picture(NamedTuple):
     caption: str
     png: bytes
     pdf: bytes
+    spots: tuple[style.Spot, ...] = ()
+    """Its named points."""
 
     @property
     def data(self) -> str:
@@ -83,21 +108,46 @@ class Contents(NamedTuple):
     problems: list[str]
 
 
-def write_report(layout: Layout, name: str | None = None, references: Path | None = None) -> Report:
-    """Read a sweep (the last one without `name`) and write its report to `runs/reports/<sweep>/`.
+def write_report(
+    layout: Layout,
+    name: str | Sequence[str] | None = None,
+    references: Path | None = None,
+    options: Options = WHOLE,
+    *,
+    mixed: bool = False,
+    to: Path | None = None,
+) -> Report:
+    """Read a sweep (the last one without `name`) or several, and write their report to `runs/reports/<sweep>/`.
+
+    The report of one sweep is not made again where it is there and would be the same.
 
     Args:
         layout: the `runs/` folder.
-        name: the sweep's name.
+        name: the sweep's name; of several, all names: they stand side by side, in the folder `<a>+<b>`.
         references: a CSV with further published rows.
+        options: what the report holds, and in which forms it is written.
+        mixed: let sweeps with different budgets stand in one table, which then says so.
+        to: where the report's folder is made; by default `runs/reports/`.
 
     Raises:
-        OtkdError: there is no such sweep, or `references` cannot be read.
+        OtkdError: there is no such sweep, several cannot stand in one table, or `references` cannot be read.
         StorageError: the disk refuses.
     """
     load_references(references)  # what is wrong with it is said before the sweep is read
-    record, epochs = read(layout, name)
-    return build(record, epochs, layout.reports / record.info.name, references)
+    from otkd.track import reader
+
+    asked = [name] if isinstance(name, str) or name is None else list(dict.fromkeys(name))
+    records = list({record.run_id: record for record in (_record(layout, one) for one in asked)}.values())
+    record, folders = records[0], to or layout.reports
+    if len(records) == 1 and (there := _there(folders / record.info.name, record, references, options)) is not None:
+        return there
+    sweeps = [(record, cache.epochs(layout, record)) for record in records]
+    epochs = sweeps[0][1]
+    if len(sweeps) > 1:
+        record, epochs, warning = side_by_side.join(sweeps, mixed)
+        options = options._replace(warning=warning)
+    kept = reader.files(layout, record)
+    return build(record, epochs, folders / record.info.name, references, options, kept)
 
 
 def read(layout: Layout, name: str | None = None) -> tuple[SweepRecord, pd.DataFrame]:
@@ -106,14 +156,12 @@ def read(layout: Layout, name: str | None = None) -> tuple[SweepRecord, pd.DataF
     Raises:
         OtkdError: there is no such sweep, or the store does not answer.
     """
-    from otkd.track import reader  # brings mlflow, which nothing else here needs
-
     record = _record(layout, name)
-    return record, frame.epochs(record, lambda metric: reader.histories(layout, record, metric))
+    return record, cache.epochs(layout, record)
 
 
 def _record(layout: Layout, name: str | None) -> SweepRecord:
-    from otkd.track import reader
+    from otkd.track import reader  # brings mlflow, which nothing else here needs
 
     try:
         return reader.read_sweep(layout, name)
@@ -135,40 +183,117 @@ def _was_here(layout: Layout, name: str | None) -> str:
     )
 
 
-def build(record: SweepRecord, epochs: pd.DataFrame | None, folder: Path, references: Path | None = None) -> Report:
-    """Write the report of `record` into `folder`; tables and figures of an earlier report there are replaced.
+def build(
+    record: SweepRecord,
+    epochs: pd.DataFrame | None,
+    folder: Path,
+    references: Path | None = None,
+    options: Options = WHOLE,
+    kept: Files | None = None,
+) -> Report:
+    """Write the report of `record` into `folder`; an earlier report there is replaced as a whole.
 
     Args:
         record: the sweep as the reader gives it.
         epochs: what `frame.epochs` gives; None for no learning curves.
         folder: made if it does not exist.
         references: a CSV with further published rows.
+        options: what the report holds, and in which forms it is written.
+        kept: files of the trials, as MLflow keeps them; None for none.
 
     Raises:
-        OtkdError: `references` cannot be read.
+        OtkdError: `references` cannot be read, or the sweep has not what `options` name.
         StorageError: the disk refuses.
     """
-    contents = compose(record, epochs, references)
-    files = _files(contents, record)
-    _clear(folder, files)
-    for path, content in files.items():
-        _write(folder / path, content)
-    paths = tuple(folder / path for path in files)
-    return Report(folder, folder / "report.html", paths, headline(record, epochs), tuple(contents.problems))
+    contents = compose(record, epochs, references, options, kept)
+    files = _files(contents, record, options)
+    told = _told(contents, files, options, made_with(references, options))
+    files = {SUMMARY: json.dumps(told, ensure_ascii=False, indent=1), **files}
+    try:
+        _clear(folder, files)
+        for path, content in files.items():
+            _write(folder / path, content)
+    except (OSError, StorageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or cause or error
+        raise StorageError(
+            f"cannot write the report to {folder}: {reason}. Free some space, make the folder writable, or write "
+            "elsewhere: `otkd report --to FOLDER`."
+        ) from error
+    return _report(folder, told, contents.problems)
 
 
 def is_current(folder: Path, record: SweepRecord) -> bool:
-    """Whether the report in `folder` was made from this sweep, with every trial in the state that `record` says."""
+    """Whether the report in `folder` was made from this sweep, with every trial as `record` has it."""
     try:
-        page = (folder / "report.html").read_text(encoding="utf-8", errors="replace")
+        page = (folder / PAGE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     return _meta(page, "otkd-run") == record.run_id and _meta(page, "otkd-trials") == states(record)
 
 
+def _there(folder: Path, record: SweepRecord, references: Path | None, options: Options) -> Report | None:
+    """The report in `folder`, if it is whole and would be the same again."""
+    if not is_current(folder, record):
+        return None
+    try:
+        told = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        whole = all((folder / path).is_file() for path in told["files"])
+        same = told["made_with"] == made_with(references, options)
+        return _report(folder, told, [])._replace(new=False) if whole and same and not told["problems"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _report(folder: Path, told: Mapping[str, Any], problems: Sequence[str]) -> Report:
+    """A report in `folder`, by what it says of itself."""
+    paths = tuple(folder / path for path in told["files"])
+    shown = _frames(told["accuracy"])
+    return Report(folder, folder / PAGE, paths, told["headline"], tuple(problems), shown, told["progress"])
+
+
+def made_with(references: Path | None = None, options: Options = WHOLE) -> str:
+    """What a report depends on besides the record: otkd, its tables and figures, the user's own rows, and options."""
+    own = [path for path in Path(__file__).parent.rglob("*") if path.suffix in SOURCES]
+    code = {*own, *(path for group in ("tables", "plots") for path in plugins.sources(group).values())}
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(code)]
+    rows = "" if references is None else hashlib.sha256(Path(references).read_bytes()).hexdigest()
+    return digest([__version__, *hashes, rows, sorted(options.formats), *map(str, options[1:])])
+
+
 def states(record: SweepRecord) -> str:
-    """What identifies the trials of a sweep together with their states."""
-    return digest(sorted((row.label.key, row.status) for row in record.trials))
+    """What identifies a sweep with its trials, their states and their last figures."""
+    info = hashlib.sha256(record.info.model_dump_json().encode()).hexdigest()
+    return digest([info, *sorted([row.label.key, cache.mark(row)] for row in record.trials)])
+
+
+def _told(contents: Contents, files: Iterable[str], options: Options, made: str) -> dict[str, Any]:
+    """What a report says of itself, and its main table, for programs and for the terminal."""
+    is_there = MAIN in options.wanted("tables")
+    tables = _main(contents) if is_there else _accuracy(contents.frame, contents.info)
+    shown = {pair: one.to_dict("split") for pair, one in _by_pair(tables).items()}
+    return {
+        "sweep": contents.info.name,
+        "made_with": made,
+        "problems": contents.problems,
+        "files": [SUMMARY, *files],
+        "headline": _as_note(contents.sentences, tables),
+        "progress": summary.progress(contents.frame),
+        "accuracy": {pair: {**one, "name": "method"} for pair, one in shown.items()},
+    }
+
+
+def _main(contents: Contents) -> list[Table]:
+    return [table for section in contents.sections if section.name == MAIN for table in section.tables]
+
+
+def _frames(told: Mapping[str, Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """The tables of `_told` again."""
+    return {pair: _frame(**one) for pair, one in told.items()}
+
+
+def _frame(data: list[list[str]], index: list[str], columns: list[str], name: str) -> pd.DataFrame:
+    return pd.DataFrame(data, pd.Index(index, name=name, dtype=object), columns, dtype=object)
 
 
 def _meta(page: str, name: str) -> str | None:
@@ -176,46 +301,83 @@ def _meta(page: str, name: str) -> str | None:
     return html.unescape(found[1]) if found else None
 
 
-def compose(record: SweepRecord, epochs: pd.DataFrame | None, references: Path | None = None) -> Contents:
-    """Every table and figure of every plug-in. One that fails is named in `problems` and the others go on.
+def compose(
+    record: SweepRecord,
+    epochs: pd.DataFrame | None,
+    references: Path | None = None,
+    options: Options = WHOLE,
+    files: Files | None = None,
+) -> Contents:
+    """Every table and figure of every plug-in wanted. One that fails is named in `problems` and the others go on.
+
+    Args:
+        record: the sweep as the reader gives it.
+        epochs: what `frame.epochs` gives; None for no learning curves.
+        references: a CSV with further published rows.
+        files: of the trials, for plug-ins that ask for them; None for none.
 
     Raises:
-        OtkdError: `references` cannot be read.
+        OtkdError: `references` cannot be read, or the sweep has not what `options` name.
     """
     load_references(references)
     if epochs is None:
         epochs = frame.epochs(record, lambda metric: {})
-    trials = frame.trials(record, epochs)
+    trials = options.applied(frame.trials(record, epochs))
     trials.attrs["references"] = None if references is None else str(references)
     problems: list[str] = []
     sections: dict[str, Section] = {}
     for group in ("tables", "plots"):
-        for name in plugins.names(group):
-            _add(sections, problems, group, name, (trials, epochs, record.info))
+        for name in options.wanted(group):
+            _add(sections, problems, group, name, (trials, epochs, record.info, files or NONE))
     ordered = sorted(sections.values(), key=lambda section: (_order(section.name), section.name))
-    return Contents(record.info, trials, summary.sentences(trials), ordered, problems)
+    if options.warning:
+        _mark(ordered, options.warning)
+    return Contents(record.info, trials, _sentences(trials, options), ordered, problems)
 
 
-def console(record: SweepRecord, epochs: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
+def _mark(sections: list[Section], warning: str) -> None:
+    """Begin every caption with a warning."""
+    for section in sections:
+        section.tables = [replace(table, caption=f"{warning} {table.caption}") for table in section.tables]
+        section.pictures = [picture._replace(caption=f"{warning} {picture.caption}") for picture in section.pictures]
+
+
+def _sentences(trials: pd.DataFrame, options: Options) -> list[str]:
+    return [*filter(None, [options.warning]), *summary.sentences(trials)]
+
+
+def console(
+    record: SweepRecord,
+    epochs: pd.DataFrame | None = None,
+    options: Options = WHOLE,
+) -> dict[str, pd.DataFrame]:
     """The accuracy table as text for the terminal: pair → a row per method; empty where there is no student."""
-    found = _accuracy(frame.trials(record, epochs), record.info)
-    return {pair: found[0].frame[pair] for pair in found[0].frame.columns.unique(0)} if found else {}
+    return _by_pair(_accuracy(options.applied(frame.trials(record, epochs)), record.info))
 
 
-def headline(record: SweepRecord, epochs: pd.DataFrame | None = None) -> str:
+def _by_pair(tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
+    """The first of the accuracy tables, cut up."""
+    return {pair: tables[0].frame[pair] for pair in tables[0].frame.columns.unique(0)} if tables else {}
+
+
+def headline(
+    record: SweepRecord,
+    epochs: pd.DataFrame | None = None,
+    options: Options = WHOLE,
+) -> str:
     """Progress and the accuracy table as Markdown, for the parent run's note."""
-    trials = frame.trials(record, epochs)
-    parts = [formats.md(line) for line in summary.sentences(trials)]
-    parts += [
-        part
-        for table in _accuracy(trials, record.info)[:1]
-        for part in (formats.markdown(table), formats.md(table.caption))
-    ]
+    trials = options.applied(frame.trials(record, epochs))
+    return _as_note(_sentences(trials, options), _accuracy(trials, record.info))
+
+
+def _as_note(sentences: Iterable[str], tables: Sequence[Table]) -> str:
+    parts = [formats.md(line) for line in sentences]
+    parts += [part for table in tables[:1] for part in (formats.markdown(table), formats.md(table.caption))]
     return "\n\n".join(parts) + "\n"
 
 
 def _accuracy(trials: pd.DataFrame, info: SweepInfo) -> list[Table]:
-    found: list[Table] = plugins.load("tables", "accuracy").table(trials, info)
+    found: list[Table] = plugins.load("tables", MAIN).table(trials, info)
     return found
 
 
@@ -230,26 +392,31 @@ def _order(name: str) -> int:
 
 
 def _add(sections: dict[str, Section], problems: list[str], group: str, name: str, source: tuple[Any, ...]) -> None:
-    trials, epochs, info = source
+    trials, epochs, info, files = source
     try:
         module = plugins.load(group, name)
-        tables = list(module.table(trials, info)) if group == "tables" else []
-        picture = _picture(module, name, trials, epochs, info) if group == "plots" else None
+        tables = list(call(module.table, trials, info, files=files)) if group == "tables" else []
+        picture = _picture(module, name, trials, epochs, info, files) if group == "plots" else None
     except Exception as error:  # a plug-in of the user's must not cost the report of a long sweep
         problems.append(f"{plugins.GROUPS[group].noun} {name}: {type(error).__name__}: {error}")
         return
     if tables or picture:
-        section = sections.setdefault(name, Section(name, module.TITLE, [], []))
+        title = module.title(trials) if hasattr(module, "title") else module.TITLE
+        section = sections.setdefault(name, Section(name, title, [], []))
         section.tables += tables
         section.pictures += [picture] if picture else []
 
 
-def _picture(module: Any, name: str, trials: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Picture | None:
-    drawing = module.figure(trials, epochs, info)
+def _picture(
+    module: Any, name: str, trials: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo, files: Files
+) -> Picture | None:
+    drawing = call(module.figure, trials, epochs, info, files=files)
     if drawing is None:
         return None
-    caption = module.caption(trials, info) if hasattr(module, "caption") else ""
-    return Picture(name, module.TITLE, caption, _saved(drawing, "png", "Software"), _saved(drawing, "pdf", "Creator"))
+    caption = call(module.caption, trials, info, files=files) if hasattr(module, "caption") else ""
+    png = _saved(drawing, "png", "Software")
+    spots = style.spots(drawing)  # where they are in the PNG, before the PDF is laid out
+    return Picture(name, module.TITLE, caption, png, _saved(drawing, "pdf", "Creator"), spots)
 
 
 def _saved(drawing: Any, form: str, maker: str) -> bytes:
@@ -261,9 +428,9 @@ def _saved(drawing: Any, form: str, maker: str) -> bytes:
     return buffer.getvalue()
 
 
-def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
+def _files(contents: Contents, record: SweepRecord, options: Options) -> dict[str, str | bytes]:
     """Path within the folder → content; the page comes last, as it says that the report is whole."""
-    context = _context(contents, record)
+    context = _context(contents, record) | {"beside": options.beside}
     files: dict[str, str | bytes] = {
         "report.md": _template("report.md.j2", False, context),
         "trials.csv": formats.csv(contents.frame),
@@ -273,17 +440,31 @@ def _files(contents: Contents, record: SweepRecord) -> dict[str, str | bytes]:
             files[f"tables/{table.name}.csv"] = formats.csv(table.data)
             files[f"tables/{table.name}.tex"] = formats.latex(table)
             files[f"tables/{table.name}.parquet"] = formats.parquet(table.data)
+            files[f"tables/{table.name}.json"] = formats.split(table.data)
         files |= {f"figures/{picture.name}.png": picture.png for picture in section.pictures}
         files |= {f"figures/{picture.name}.pdf": picture.pdf for picture in section.pictures}
-    return files | {"report.html": _template("report.html.j2", True, context)}
+    page = _template("report.html.j2", True, context)
+    files |= _printed(page, options, contents.problems) | {PAGE: page}
+    return {path: content for path, content in files.items() if options.writes(path)}
+
+
+def _printed(page: str, options: Options, problems: list[str]) -> dict[str, str | bytes]:
+    """The page as PDF, where there is a browser for it."""
+    if options.browser is None:
+        return {}
+    try:
+        return {PDF: pdf.printed(page, options.browser)}
+    except OtkdError as error:
+        problems.append(f"{PDF}: {error}")
+        return {}
 
 
 def _context(contents: Contents, record: SweepRecord) -> dict[str, Any]:
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     return {
         **contents._asdict(),
-        "trials": _trials(contents.frame),
-        "provenance": _provenance(contents.frame),
+        "trials": _trials(contents.frame, record),
+        "provenance": _provenance(contents.frame, record),
         "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started)),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "run_id": record.run_id,
@@ -311,7 +492,7 @@ def _glue(text: str) -> str:
     return text.replace("n = ", "n\u00a0=\u00a0").replace(" ± ", "\u00a0±\u00a0")
 
 
-def _trials(trials: pd.DataFrame) -> Table:
+def _trials(trials: pd.DataFrame, record: SweepRecord) -> Table:
     """Every trial with its own figure, so that no mean hides one."""
     top1 = names.test("last", names.TEST_TOP1)
     texts: dict[str, Callable[[Any], str]] = {
@@ -327,13 +508,34 @@ def _trials(trials: pd.DataFrame) -> Table:
     words = {top1: "test top-1 %, last epoch", "run_id": "run"}
     shown = pd.DataFrame({words.get(name, name): trials[name].map(text) for name, text in texts.items()}, dtype=object)
     shown.index = pd.Index(trials["variant"], name="method", dtype=object)
-    return Table("trials", "Every trial", "", shown, trials)
+    pages = {row: record.page(run) for row, run in enumerate(trials["run_id"])}
+    links = {(row, len(texts) - 1): page for row, page in pages.items() if page}
+    return Table("trials", "Every trial", "", shown, trials, links=links)
 
 
-def _provenance(trials: pd.DataFrame) -> dict[str, str]:
+def _provenance(trials: pd.DataFrame, record: SweepRecord) -> dict[str, str]:
     """Field → its value, or its values with the number of trials that have them."""
     columns = [name for name in trials if name.startswith(frame.PROVENANCE)]
-    return {name.removeprefix(frame.PROVENANCE): _values(trials[name].dropna()) for name in columns}
+    fields = {name.removeprefix(frame.PROVENANCE): _values(trials[name].dropna()) for name in columns}
+    known = trials[names.WALL_S].dropna()
+    if len(known):
+        alone = "as if each had trained alone" if len(known) > 1 else "as if it had trained alone"
+        fields["training time"] = f"{_duration(known.sum())} in {_count(len(known))}, {alone}"
+    if record.ui:
+        fields["MLflow's pages"] = f"{record.ui} (those of a database are there while `otkd ui` serves them)"
+    return fields
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there is one."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _count(trials: int) -> str:
+    return f"{trials} trial{'s' * (trials != 1)}"
 
 
 def _values(column: pd.Series) -> str:
@@ -341,13 +543,13 @@ def _values(column: pd.Series) -> str:
     return (
         str(counts.index[0])
         if len(counts) == 1
-        else ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
+        else ", ".join(f"{value} ({_count(count)})" for value, count in counts.items())
     )
 
 
 def _clear(folder: Path, files: dict[str, str | bytes]) -> None:
     """An old table beside new figures would be false: what an earlier report left and this one does not write goes."""
-    for pattern in ("tables/*.csv", "tables/*.tex", "tables/*.parquet", "figures/*.png", "figures/*.pdf"):
+    for pattern in OURS:
         for path in folder.glob(pattern):
             if path.relative_to(folder).as_posix() not in files:
                 path.unlink()

@@ -43,6 +43,13 @@ def summarise(values: Iterable[float]) -> Summary:
     return Summary(mean, float(array.std(ddof=1)) if len(array) > 1 else math.nan, len(array))
 
 
+def cells(rows: pd.DataFrame, variants: Iterable[str], column: str) -> dict[str, Cell]:
+    """The cell of each variant, some of which may have no rows."""
+    places, nowhere = rows.groupby("variant", sort=False).indices, np.empty(0, dtype=int)
+    short = rows[["seed", "status", column]]
+    return {name: cell(short.take(places.get(name, nowhere)), column) for name in variants}
+
+
 def cell(rows: pd.DataFrame, column: str) -> Cell:
     """The figures `column` of finished trials, and what became of the others."""
     finished = rows["status"].to_numpy() == "finished"
@@ -57,9 +64,18 @@ def cell(rows: pd.DataFrame, column: str) -> Cell:
 
 def common(left: Cell, right: Cell) -> tuple[pd.Series, pd.Series]:
     """Both methods' figures of the seeds that both have; several of one seed (averaged axes) as their mean."""
-    left_S, right_S = (group.groupby(level=0).mean() for group in (left.by_seed, right.by_seed))
+    left_S, right_S = (_one_a_seed(group) for group in (left.by_seed, right.by_seed))
+    if left_S.index.equals(right_S.index):
+        return left_S, right_S
     seeds = left_S.index.intersection(right_S.index)
     return left_S[seeds], right_S[seeds]
+
+
+def _one_a_seed(by_seed: pd.Series) -> pd.Series:
+    """In order of seeds."""
+    if not by_seed.index.is_unique:
+        return by_seed.groupby(level=0).mean()
+    return by_seed if by_seed.index.is_monotonic_increasing else by_seed.sort_index()
 
 
 def paired(left: Cell, right: Cell) -> Summary:

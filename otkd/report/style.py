@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from otkd.report.frame import baselines, variants
+from otkd.report.stats import Summary, number, show
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B3A100")
 """Okabe & Ito's palette without black (the teacher's), its yellow darkened to be seen on white."""
@@ -23,6 +24,16 @@ class Look(NamedTuple):
     colour: str
     marker: str
     line: str
+
+
+class Spot(NamedTuple):
+    """A named point of a figure that has been drawn."""
+
+    left: float
+    """Share of the figure's width, from its left edge."""
+    top: float
+    """Share of its height, from its upper edge."""
+    text: str
 
 
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
@@ -65,6 +76,39 @@ def legend(figure: Figure, panels: np.ndarray) -> None:
 def plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")
+
+
+def tick(text: str, most: int = 40) -> str:
+    """A label of an axis on at most two lines, the second for a method's settings; too long a line is cut."""
+    lines = text.replace(" (", "\n(", 1).split("\n") if len(text) > 16 else [text]
+    return plain("\n".join(line if len(line) <= most else line[: most - 1] + "…" for line in lines))
+
+
+def mark(axes: Axes, x: float, y: float, text: str) -> None:
+    """Name a point, given in data coordinates: the page shows the text where a reader points at it."""
+    vars(axes.get_figure()).setdefault("otkd_marks", []).append((axes, x, y, text))
+
+
+def spots(figure: Figure) -> tuple[Spot, ...]:
+    """The marks of a figure as it was drawn last, in their order; those outside of the figure are left out."""
+    shares = figure.transFigure.inverted()
+    found = []
+    for axes, x, y, text in vars(figure).get("otkd_marks", []):
+        left, bottom = shares.transform(axes.transData.transform((x, y)))
+        if 0 <= left <= 1 and 0 <= bottom <= 1:
+            found.append(Spot(float(left), float(1 - bottom), text))
+    return tuple(found)
+
+
+def told(name: str, summary: Summary, unit: str, digits: int = 2, sign: bool = False) -> str:
+    """`kd: 74.50 ± 0.30 %, n = 3`: what a mark says of a mean."""
+    return f"{name}: {show(summary, digits, sign)}{unit}, n = {summary.n}"
+
+
+def each(by_seed: pd.Series, sign: bool = False) -> str:
+    """`by seed 0: 74.81, 1: 74.23`: the figures behind a mean, at most ten of them."""
+    shown = [f"{seed}: {number(value, sign=sign)}" for seed, value in by_seed.iloc[:10].items()]
+    return "by seed " + ", ".join(shown) + (", …" if len(by_seed) > 10 else "")
 
 
 def _look(index: int) -> Look:

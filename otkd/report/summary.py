@@ -6,8 +6,9 @@ import math
 
 import pandas as pd
 
-from otkd.report import selection, stats
-from otkd.report.frame import Baselines, baselines, pairs, seeds, students
+from otkd.report import choice, selection, stats
+from otkd.report.choice import Metric
+from otkd.report.frame import baselines, pairs, seeds, students
 from otkd.report.inference import ALPHA
 from otkd.report.tables.accuracy import Line, lines, teacher
 from otkd.report.tables.differences import Line as Difference
@@ -67,13 +68,14 @@ def convergence(frame: pd.DataFrame) -> list[str]:
 
 def weak_teacher(frame: pd.DataFrame, pair: str) -> list[str]:
     """One sentence where the teacher is no better than the student by itself."""
-    top, floor = teacher(frame, pair).summary, baselines(frame).student
+    metric, floor = choice.metric(frame), baselines(frame).student
+    top = teacher(frame, pair).summary
     alone = [line.cell.summary for line in lines(frame, pair) if line.variant == floor and line.cell.summary.n]
-    if not top.n or not alone or top.mean > alone[0].mean:
+    if not top.n or not alone or metric.sign * top.mean > metric.sign * alone[0].mean:
         return []
     return [
-        f"{pair}: the teacher, {_figure(top)}, is no better than {floor}, {_figure(alone[0])}: what is ranked below is "
-        "what the losses do to training, not what they hand on. Train the teacher for longer."
+        f"{pair}: the teacher, {_figure(top, metric)}, is no better than {floor}, {_figure(alone[0], metric)}: what is "
+        "ranked below is what the losses do to training, not what they hand on. Train the teacher for longer."
     ]
 
 
@@ -82,17 +84,17 @@ def beyond_chance(frame: pd.DataFrame) -> list[str]:
     found = {pair: compared(frame, pair) for pair in pairs(frame)} if seeds(frame) > 1 else {}
     known = dict.fromkeys(base for groups in found.values() for base, group in groups.items() if group)
     against = {base: [line for groups in found.values() for line in groups.get(base, [])] for base in known}
-    return [_verdicts(base, group) for base, group in against.items() if _tested(group)]
+    return [_verdicts(base, group, choice.metric(frame)) for base, group in against.items() if _tested(group)]
 
 
-def _verdicts(base: str, found: list[Difference]) -> str:
+def _verdicts(base: str, found: list[Difference], metric: Metric) -> str:
     by_method: dict[str, list[Difference]] = {}
     for line in found:
         by_method.setdefault(line.variant, []).append(line)
     told = {name: [line for line in group if line.p_holm < ALPHA] for name, group in by_method.items()}
     silent = [name for name, group in told.items() if not group]
-    better = [_on_pairs(name, group, by_method[name], 1) for name, group in told.items()]
-    worse = [_on_pairs(name, group, by_method[name], -1) for name, group in told.items()]
+    better = [_on_pairs(name, group, by_method[name], metric, 1) for name, group in told.items()]
+    worse = [_on_pairs(name, group, by_method[name], metric, -1) for name, group in told.items()]
     parts = {
         "better": list(filter(None, better)),
         "worse": list(filter(None, worse)),
@@ -108,13 +110,14 @@ def _tested(group: list[Difference]) -> bool:
     return any(math.isfinite(line.p_holm) for line in group)
 
 
-def _on_pairs(name: str, told: list[Difference], every: list[Difference], sign: int) -> str:
+def _on_pairs(name: str, told: list[Difference], every: list[Difference], metric: Metric, sign: int) -> str:
     """`ot by 0.60 points on 3 of 4 pairs`; empty where it is so on none."""
-    means = [sign * line.found.summary.mean for line in told if sign * line.found.summary.mean > 0]
+    gains = [sign * metric.sign * line.found.summary.mean for line in told]
+    means = [gain for gain in gains if gain > 0]
     if not means:
         return ""
     where = f" on {len(means)} of {len(every)} pairs" if len(every) > 1 else ""
-    return f"{name} by {stats.number(sum(means) / len(means))} points{where}"
+    return f"{name} by {stats.number(sum(means) / len(means), metric.digits)}{metric.points}{where}"
 
 
 def _share(share: float) -> str:
@@ -123,9 +126,11 @@ def _share(share: float) -> str:
 
 
 def _pair(frame: pd.DataFrame, pair: str) -> str:
-    every = lines(frame, pair)
+    every, metric = lines(frame, pair), choice.metric(frame)
     measured = sorted(
-        (line for line in every if line.cell.summary.n), key=lambda line: line.cell.summary.mean, reverse=True
+        (line for line in every if line.cell.summary.n),
+        key=lambda line: line.cell.summary.mean,
+        reverse=not metric.lower,
     )
     if not measured:
         return f"{pair}: no student has finished, so there is no figure."
@@ -133,18 +138,20 @@ def _pair(frame: pd.DataFrame, pair: str) -> str:
     partial = [line for line in measured if line.cell.summary.n < most]
     ranked = [line for line in measured if line.cell.summary.n == most]
     best = ranked[0]
-    text = f"{pair}: {best.variant} has the highest mean test accuracy, {_figure(best.cell.summary)}"
-    text += "".join(f", {words}" for words in _deltas(best, baselines(frame))) + "."
+    text = f"{pair}: {best.variant} has the {metric.best} mean {_what(metric)}, {_figure(best.cell.summary, metric)}"
+    text += "".join(f", {words}" for words in _deltas(best, choice.against(frame), metric)) + "."
     text += (
-        f" {_lead(best, ranked[1])}" if len(ranked) > 1 else f" No other method has {most} finished to compare it with."
+        f" {_lead(best, ranked[1], metric)}"
+        if len(ranked) > 1
+        else f" No other method has {most} finished to compare it with."
     )
-    text += "".join(_left_out(line) for line in partial)
+    text += "".join(_left_out(line, metric) for line in partial)
     return text + _without([line for line in every if not line.cell.summary.n])
 
 
-def _left_out(line: Line) -> str:
+def _left_out(line: Line, metric: Metric) -> str:
     """A method that lost seeds is not ranked: those left may be the lucky ones."""
-    return f" Not ranked: {line.variant}, {_figure(line.cell.summary)}; {line.cell.lacks}."
+    return f" Not ranked: {line.variant}, {_figure(line.cell.summary, metric)}; {line.cell.lacks}."
 
 
 def _without(unmeasured: list[Line]) -> str:
@@ -153,22 +160,31 @@ def _without(unmeasured: list[Line]) -> str:
     return f" Not ranked: {'; '.join(words)}." if words else ""
 
 
-def _figure(summary: stats.Summary) -> str:
-    return f"{stats.show(summary)} % (n = {summary.n})"
+def _figure(summary: stats.Summary, metric: Metric) -> str:
+    return " ".join(filter(None, [stats.show(summary, metric.digits), metric.unit, f"(n = {summary.n})"]))
 
 
-def _deltas(best: Line, known: Baselines) -> list[str]:
-    bases = dict.fromkeys(base for base in (known.kd, known.student) if base in best.to)
-    return [f"{stats.show(best.to[base], sign=True)} over {base}" for base in bases if base and best.to[base].n]
+def _what(metric: Metric) -> str:
+    """`test accuracy`, as all say, with the last weights; else the figure with its rule."""
+    return "test accuracy" if metric == choice.DEFAULT else metric.by
 
 
-def _lead(best: Line, second: Line) -> str:
+def _by(difference: stats.Summary, metric: Metric) -> str:
+    return f"{stats.show(difference, metric.digits, sign=True)}{metric.points}"
+
+
+def _deltas(best: Line, known: dict[str, str], metric: Metric) -> list[str]:
+    bases = dict.fromkeys(base for base in reversed(known.values()) if base in best.to)
+    return [f"{stats.show(best.to[base], metric.digits, sign=True)} over {base}" for base in bases if best.to[base].n]
+
+
+def _lead(best: Line, second: Line, metric: Metric) -> str:
     """Whether the distance to the next method is more than the seeds' own spread."""
     lead = stats.paired(best.cell, second.cell)
     if lead.n == 0:
-        next_one = f"{second.variant} ({_figure(second.cell.summary)})"
+        next_one = f"{second.variant} ({_figure(second.cell.summary, metric)})"
         return f"It shares no seed with the next, {next_one}, so no paired difference exists."
-    distance = f"lead over the next, {second.variant}, is {stats.show(lead, sign=True)} points (paired, n = {lead.n})"
+    distance = f"lead over the next, {second.variant}, is {_by(lead, metric)} (paired, n = {lead.n})"
     if lead.n == 1:
         return f"Its {distance}: with one seed a difference cannot be told from chance."
     verdict = "no larger than its own spread over seeds" if stats.within_spread(lead) else "larger than its spread"

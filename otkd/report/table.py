@@ -28,6 +28,8 @@ class Table:
     """(row, column) of the best cells."""
     apart: int = 0
     """So many first rows are references (a teacher) and set apart."""
+    links: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(row, column) → address that the cell leads to, on the page and in Markdown. Trusted: no user may write one."""
 
     def flat(self) -> pd.DataFrame:
         """The text frame with one-level column names: `wrn_16_2 ← wrn_40_2, test top-1 %, last epoch, n = 3`."""

@@ -9,9 +9,8 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from otkd.core import names
 from otkd.core.trial import Data, digest
-
-CONTEXT = "mlflow.data.context"
 
 
 def dataset_inputs(data: Data) -> list[DatasetInput]:
@@ -29,4 +28,4 @@ def dataset_inputs(data: Data) -> list[DatasetInput]:
 def _input(part: str, of: dict[str, Any]) -> DatasetInput:
     source = CodeDatasetSource({"otkd": json.dumps({**of, "part": part}, sort_keys=True)})
     facts = MetaDataset(source, name=of["name"], digest=digest({**of, "part": part})).to_dict()
-    return DatasetInput(Dataset(**facts), [InputTag(CONTEXT, part)])
+    return DatasetInput(Dataset(**facts), [InputTag(names.DATA_CONTEXT, part)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from time import monotonic, time
@@ -25,6 +26,8 @@ from otkd.track.writer import Writer
 
 logger = logging.getLogger("otkd.track")
 
+TABLES = "mlflow.loggedArtifacts"
+"""Tag in which `mlflow.log_table` lists the tables of a run."""
 DESCRIBE_S = 5.0
 """Seconds between two descriptions of a sweep that grows."""
 
@@ -153,6 +156,7 @@ class MlflowSink:
         with self._refusals():
             self.store.client.log_artifacts(self.run_id, str(folder), names.REPORT_ARTIFACT)
             self._drop_stale(folder)
+            self.store.client.set_tag(self.run_id, TABLES, listed(path.name for path in folder.glob("tables/*.json")))
             self.store.client.set_tag(self.run_id, NOTE, note(self.info, table_markdown))
             self.store.client.set_terminated(self.run_id, "FINISHED")
         self._reported = True
@@ -247,6 +251,17 @@ def _files_below(files: ArtifactRepository, path: str) -> Iterator[str]:
             yield from _files_below(files, one.path)
         else:
             yield one.path
+
+
+def listed(names_of_tables: Iterable[str]) -> str:
+    """The tag by which MLflow's table view finds a run's tables; as many as fit into a tag."""
+    found: list[dict[str, str]] = []
+    for name in sorted(names_of_tables):
+        more = [*found, {"path": f"{names.REPORT_ARTIFACT}/tables/{name}", "type": "table"}]
+        if len(json.dumps(more)) > NOTE_LIMIT:
+            break
+        found = more
+    return json.dumps(found)
 
 
 def note(info: SweepInfo, table: str) -> str:

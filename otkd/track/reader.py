@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
-import tempfile
-from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 from otkd.core import names
 from otkd.core.errors import OtkdError, TrackingError
 from otkd.core.layout import Layout
 from otkd.core.plugins import unknown
 from otkd.core.records import Label, SweepInfo
-from otkd.track.history import points
-from otkd.track.store import Store, begun, connect, search, shown, tagged
+from otkd.track.bulk import LARGEST, Columns, TrialRun, trial_runs
+from otkd.track.files import TrialFiles, downloaded, kept_here
+from otkd.track.history import curves as curves_of
+from otkd.track.notes import link
+from otkd.track.store import Store, begun, connect, experiment_name, search, served, shown, tagged, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -35,6 +36,10 @@ class TrialRow(NamedTuple):
     """Last value of each metric."""
     params: dict[str, str]
     tags: dict[str, str]
+    data: tuple[tuple[str, str], ...] = ()
+    """(part, digest) of the images that it saw: training, validation and test, as `otkd.track.inputs` tells them."""
+    ended: int | None = None
+    """When its run ended, in milliseconds since 1970; None where it has not, or may go on unseen."""
 
 
 class SweepRecord(NamedTuple):
@@ -46,6 +51,14 @@ class SweepRecord(NamedTuple):
     """When it was last begun, in seconds since 1970."""
     trials: tuple[TrialRow, ...]
     """In the order of the plan: teachers first."""
+    experiment: str = ""
+    """Id of MLflow's experiment."""
+    ui: str = ""
+    """Address of MLflow's pages, e.g. `http://127.0.0.1:5000`; empty where it is not known."""
+
+    def page(self, run_id: str) -> str:
+        """Address of the page of a run; empty where there is none."""
+        return f"{self.ui}/{link(quote(self.experiment), quote(run_id))}" if self.ui and run_id else ""
 
 
 def sweeps(layout: Layout) -> list[tuple[str, str, float]]:
@@ -74,23 +87,43 @@ def read_sweep(layout: Layout, name: str | None = None) -> SweepRecord:
     if parent is None:
         raise OtkdError(unknown("sweep", name, list(dict.fromkeys(run.data.tags[names.TAG_SWEEP] for run in parents))))
     info = SweepInfo.model_validate_json(_plan(store, layout, parent.info.run_id))
-    runs = _runs_by_key(store)
+    runs = trial_runs(store, [label.key for label in info.labels])
     trials = tuple(_row(label, runs.get(label.key, [])) for label in info.labels)
-    return SweepRecord(info, parent.info.run_id, begun(parent), trials)
+    return SweepRecord(info, parent.info.run_id, begun(parent), trials, store.experiment, served(store.uri))
+
+
+def curves(layout: Layout, run_ids: Sequence[str], metric: str) -> Columns:
+    """Every epoch of a metric in several runs, by their places in `run_ids`; runs that lack it have no rows.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    return curves_of(connect(layout, create=False), run_ids, metric)
 
 
 def histories(layout: Layout, record: SweepRecord, metric: str) -> dict[str, list[tuple[int, float]]]:
     """Trial key → (epoch, value) in order, for every trial that has the metric."""
     keys = {row.run_id: row.label.key for row in record.trials if metric in row.metrics}
-    found: dict[str, dict[int, float]] = {key: {} for key in keys.values()}
-    for point in points(connect(layout, create=False), list(keys), metric):
-        found[keys[point.run_id]].setdefault(point.step, number(point.value))
-    return {key: sorted(steps.items()) for key, steps in found.items()}
+    found: dict[str, list[tuple[int, float]]] = {key: [] for key in keys.values()}
+    names_of = list(keys.values())
+    for run, step, value in zip(*map(list, curves(layout, list(keys), metric)), strict=True) if keys else ():
+        found[names_of[run]].append((int(step), float(value)))
+    return found
+
+
+def place(layout: Layout) -> str:
+    """Names the store and the experiment that are read; it may hold a password, so it is not for print."""
+    return f"{tracking_uri(layout)} {experiment_name()}"
+
+
+def files(layout: Layout, record: SweepRecord) -> TrialFiles:
+    """What MLflow keeps as files of a record's trials; the store is not looked for before the first is asked for."""
+    return TrialFiles(layout, {row.label.key: row.run_id for row in record.trials})
 
 
 def number(value: float) -> float:
     """A metric's value; databases keep an infinity as the largest number that there is."""
-    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max * 0.999 else value
+    return math.copysign(math.inf, value) if abs(value) >= LARGEST else value
 
 
 def _parents(store: Store) -> list[Run]:
@@ -102,39 +135,29 @@ def _names(run: Run) -> tuple[str, str]:
     return full, full.removesuffix("-" + run.data.tags.get(names.TAG_PROFILE, ""))
 
 
-def _runs_by_key(store: Store) -> dict[str, list[Run]]:
-    """Every trial's runs, the newest first; as a rule there is one."""
-    runs = defaultdict(list)
-    for run in search(store, tagged(names.TAG_KIND, "sweep", "!=")):
-        runs[run.data.tags.get(names.TAG_KEY, "")].append(run)
-    return runs
-
-
-def _row(label: Label, runs: list[Run]) -> TrialRow:
+def _row(label: Label, runs: list[TrialRun]) -> TrialRow:
     if not runs:
         return TrialRow(label, "", "missing", {}, {}, {})
     status, run = min(((_status(run), run) for run in runs), key=lambda pair: (*STATES, "missing").index(pair[0]))
-    metrics = {name.removeprefix(names.SEARCHED): number(value) for name, value in run.data.metrics.items()}
-    return TrialRow(label, run.info.run_id, status, metrics, dict(run.data.params), dict(run.data.tags))
+    metrics = {name.removeprefix(names.SEARCHED): number(value) for name, value in run.metrics.items()}
+    ended = None if status in ("running", "missing") else run.ended
+    return TrialRow(label, run.id, status, metrics, run.params, run.tags, run.data, ended)
 
 
-def _status(run: Run) -> str:
+def _status(run: TrialRun) -> str:
     """A result counts once its run has been ended: until then not all of it may be there."""
-    if run.info.status == "RUNNING":
+    if run.status == "RUNNING":
         return "running"
-    status = run.data.tags.get(names.TAG_STATUS)
+    status = run.tags.get(names.TAG_STATUS)
     return status if status in STATES else "missing"
 
 
 def _plan(store: Store, layout: Layout, run_id: str) -> str:
     """The plan of a sweep; read here if it is here, as MLflow's own paths break when `runs/` is moved."""
-    here = layout.artifacts / run_id / "artifacts" / names.PLAN_ARTIFACT
+    here = kept_here(layout, run_id) / names.PLAN_ARTIFACT
     if here.exists():
         return here.read_text(encoding="utf-8")
     try:
-        with tempfile.TemporaryDirectory(prefix="otkd-plan-") as folder:
-            return Path(store.client.download_artifacts(run_id, names.PLAN_ARTIFACT, folder)).read_text(
-                encoding="utf-8"
-            )
+        return downloaded(store, run_id, names.PLAN_ARTIFACT)
     except Exception as error:
         raise TrackingError(f"{shown(store.uri)}: the plan of sweep run {run_id} cannot be read: {error}") from error

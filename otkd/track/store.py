@@ -22,6 +22,7 @@ from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from otkd.core.errors import TrackingError
@@ -43,6 +44,9 @@ OLDEST_SERVER = 3
 
 RUNS_PER_PAGE = 500
 """Runs that are asked for at once."""
+
+PAGES = "http://127.0.0.1:5000"
+"""Where `otkd ui` serves MLflow's pages unless told otherwise."""
 
 ANSWER_S = 5.0
 """Seconds that an HTTP server may take for its first answer."""
@@ -245,6 +249,14 @@ def shown(uri: str) -> str:
 def is_server(uri: str) -> bool:
     """The store is a server of MLflow's, which has the database and the artifacts behind it."""
     return uri.startswith(("http://", "https://"))
+
+
+def served(uri: str) -> str:
+    """Where MLflow's pages are: on the server (without the login in its address), or where `otkd ui` serves them."""
+    if not is_server(uri):
+        return PAGES
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def local_artifacts(uri: str) -> bool:

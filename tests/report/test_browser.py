@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,30 @@ from report_sweeps import full_sweep, histories
 from otkd.report import frame, render
 
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
-WIDTHS = (1280, 420)
+WIDTHS = (1440, 1024, 420)
+CONTRAST = """() => {
+  const channel = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const found = parts(getComputedStyle(node).backgroundColor);
+      if (found.length < 4 || found[3] === 1) return found;
+    }
+    return [255, 255, 255];
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const low = [];
+  for (let text; (text = texts.nextNode()); ) {
+    const node = text.parentElement;
+    if (!text.data.trim() || !node.checkVisibility()) continue;
+    const [a, b] = [light(parts(getComputedStyle(node).color)), light(behind(node))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push(`${ratio.toFixed(2)} ${node.tagName} ${text.data.trim().slice(0, 40)}`);
+  }
+  return low;
+}"""
+"""What text has less contrast to its background than WCAG 2 asks for (AA)."""
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +119,72 @@ def test_the_page_opens(browser, page_file, width, scheme):
     assert page.locator("#accuracy tbody tr").count() == 5
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(int(part) for part in background[4:-1].split(",")) > 384) == (scheme == "light")
+    assert page.evaluate(CONTRAST) == []
     assert logged == []
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    page.close()
+
+
+def tip(page):
+    """The shown tooltips: their texts, and where the first lies."""
+    return page.evaluate("""() => [...document.querySelectorAll(".spot")]
+        .filter((spot) => getComputedStyle(spot, "::after").display !== "none")
+        .map((spot) => spot.getAttribute("aria-label"))""")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_points_of_a_figure_tell_their_values(browser, page_file, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.goto(page_file.as_uri())
+    spots = page.locator("#cost .spot")
+    assert spots.count() == 8
+    assert tip(page) == []
+    spots.nth(1).hover()
+    (told,) = tip(page)
+    assert told.startswith("kd: 74.52 ± 0.41 %, n = 3")
+    for place in range(page.locator(".spot").count()):
+        page.locator(".spot").nth(place).focus()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+    page.close()
+
+
+def test_the_keyboard_goes_from_point_to_point(browser, page_file):
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    page.locator("#cost .paper").focus()
+    page.keyboard.press("Tab")
+    assert [text.split(":")[0] for text in tip(page)] == ["student"]
+    for key, method in (("ArrowRight", "kd"), ("End", "ot+kd"), ("ArrowDown", "ot+kd"), ("ArrowLeft", "ot")):
+        page.keyboard.press(key)
+        assert [text.split(":")[0] for text in tip(page)] == [method]
+    page.keyboard.press("Escape")
+    assert tip(page) == []
+    assert page.locator("#cost .spot[tabindex='0']").count() == 1, "one stop of the Tab key a figure"
+    page.close()
+
+
+def test_a_point_lies_on_its_figure(browser, page_file):
+    page = browser.new_page(viewport={"width": 1024, "height": 900})
+    page.goto(page_file.as_uri())
+    image, spot = page.locator("#cost img").bounding_box(), page.locator("#cost .spot").nth(1).bounding_box()
+    found = re.search(r"left:([\d.]+)%;top:([\d.]+)%", page.locator("#cost .spot").nth(1).get_attribute("style"))
+    left, top = (float(share) / 100 for share in found.groups())
+    assert spot["x"] + spot["width"] / 2 == pytest.approx(image["x"] + left * image["width"], abs=1)
+    assert spot["y"] + spot["height"] / 2 == pytest.approx(image["y"] + top * image["height"], abs=1)
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_print_shows_tables_whole_and_no_links_to_sections(browser, page_file, scheme):
+    page = browser.new_page(viewport={"width": 688, "height": 1000}, color_scheme=scheme)  # A4 within its margins
+    page.goto(page_file.as_uri())
+    page.emulate_media(media="print")
+    for selector in ("nav", ".spots"):
+        assert not page.locator(selector).first.is_visible()
+    wide = page.evaluate("""() => [...document.querySelectorAll("table, img")]
+        .filter((node) => node.getBoundingClientRect().right > 690).map((node) => node.textContent.slice(0, 40))""")
+    assert wide == []
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate(CONTRAST) == []
+    assert page.pdf(format="A4").startswith(b"%PDF")
     page.close()

@@ -19,6 +19,7 @@ from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
 from otkd.report import formats, frame, references, render, style, summary
 from otkd.track import reader
+from otkd.track.bulk import Columns
 
 NASTY = "<script>alert(1)</script> & 50% a_b $x$ |"
 
@@ -122,8 +123,8 @@ def test_everything_asked_for_is_written(report):
     differences = (f"differences-to-{base}-{pair}" for base in ("student", "kd") for pair in RANKED)
     rankings = (f"ranking-{pair}" for pair in RANKED)
     names = ("accuracy", "cost", "compression", "published", "ranks", "failures", *rankings, *differences)
-    tables = {f"tables/{name}.{kind}" for name in names for kind in ("csv", "tex", "parquet")}
-    assert figures | tables | {"report.html", "report.md", "trials.csv"} == written
+    tables = {f"tables/{name}.{kind}" for name in names for kind in ("csv", "tex", "parquet", "json")}
+    assert figures | tables | {"report.html", "report.md", "summary.json", "trials.csv"} == written
     assert (report.folder / "figures/cost.png").read_bytes().startswith(b"\x89PNG")
     assert (report.folder / "figures/cost.pdf").read_bytes().startswith(b"%PDF")
 
@@ -208,7 +209,7 @@ def test_latex_escapes_and_balances(tmp_path):
     assert r"50\% a\_b \$x\$ \textbar{}" in text
     assert r"$\leftarrow$" in text
     body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
-    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+    columns = len(re.sub(r"\[.*?\]", "", re.search(r"\\begin\{tabular\}\{(.+)\}", text)[1]))
     for line in body.splitlines():
         if line.endswith(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
@@ -253,9 +254,9 @@ def test_console_and_headline_are_the_accuracy_table(record):
 
 def test_the_terminal_shows_a_table_per_pair_that_fits(record, monkeypatch, tmp_path):
     monkeypatch.setattr(reader, "read_sweep", lambda layout, name: record)
-    monkeypatch.setattr(reader, "histories", lambda layout, record, metric: {})
+    monkeypatch.setattr(reader, "curves", lambda layout, run_ids, metric: Columns(*np.empty((3, 0), int)))
     console = Console(width=200, file=io.StringIO())
-    cli._show_table(Layout(tmp_path), "demo", console)
+    cli.show_tables(cli._table(Layout(tmp_path), "demo"), "demo", console)
     shown = console.file.getvalue()
     for student, teacher in PAIRS:
         assert f"demo: {student} ← {teacher}" in shown
@@ -429,7 +430,7 @@ def test_figures_leave_no_global_state(record):
 def test_write_report_reads_the_sweep_and_writes_below_runs(tmp_path, monkeypatch):
     record = one_seed().record()
     monkeypatch.setattr(reader, "read_sweep", lambda layout, name=None: record)
-    monkeypatch.setattr(reader, "histories", lambda layout, record, metric: {})
+    monkeypatch.setattr(reader, "curves", lambda layout, run_ids, metric: Columns(*np.empty((3, 0), int)))
     made = render.write_report(Layout(tmp_path), "demo")
     assert made.html == tmp_path / "reports/demo/report.html"
     assert made.html.exists()

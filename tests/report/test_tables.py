@@ -76,7 +76,7 @@ def test_bold_is_the_best_of_those_that_lost_no_seed(small):
     (table,) = tables(accuracy, small)
     assert [table.frame.index[row] for row, _ in table.bold] == ["kd"]
     assert "**74.10 ± 0.10**" in markdown(table)
-    assert r"\textbf{74.10 $\pm$ 0.10}" in latex(table)
+    assert r"\best 74.10 \pm 0.10" in latex(table)
 
 
 def test_csv_numbers_equal_numpy(small):

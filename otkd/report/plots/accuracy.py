@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from otkd.core.records import SweepInfo
-from otkd.report import stats, style
+from otkd.report import choice, stats, style
 from otkd.report.frame import baselines, budget, pairs, seeds, variants
 from otkd.report.tables.accuracy import Line, lines, teacher
 
@@ -42,7 +42,7 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """Selection rule, n, spread and budget."""
     return (
-        f"Test top-1 with the last epoch's weights. Circles are seeds (n = {seeds(frame)} where all finished), the "
+        f"{choice.metric(frame).sentence} Circles are seeds (n = {seeds(frame)} where all finished), the "
         "bar is mean ± sample standard deviation where a method has two seeds or more. The horizontal axis does not "
         f"begin at 0. {budget(frame)}"
     )
@@ -52,11 +52,11 @@ def _panel(axes: Axes, frame: pd.DataFrame, pair: str, group: list[Line]) -> Non
     looks = style.looks(frame)
     for height, line in enumerate(group):
         _draw(axes, height, line, looks[line.variant])
-    axes.set_yticks(range(len(group)), [_tick(line.variant) for line in group])
+    axes.set_yticks(range(len(group)), [style.tick(line.variant) for line in group])
     axes.set_ylim(len(group) - 0.4, -0.6)
     axes.margins(x=0.08)
     lines_in_words = _lines(axes, frame, pair, group)
-    style.tidy(axes, f"{pair}\n{lines_in_words}", "test top-1 %, last epoch", "")
+    style.tidy(axes, f"{pair}\n{lines_in_words}", choice.metric(frame).head, "")
     axes.grid(False, axis="y")
 
 
@@ -82,28 +82,30 @@ def _draw(axes: Axes, height: int, line: Line, look: style.Look) -> None:
         axes.errorbar(
             mean, height, xerr=std, fmt="|", color=look.colour, markersize=13, elinewidth=1.6, capsize=0, zorder=4
         )
+    style.mark(axes, mean, height, _words(line))
     if line.cell.lacks:
         place = (mean, height + 0.34)
         axes.annotate(line.cell.lacks, place, fontsize=7, ha="center", va="center", color="#555", bbox=BEHIND)
 
 
+def _words(line: Line) -> str:
+    lacks = f"; {line.cell.lacks}" if line.cell.lacks else ""
+    return f"{style.told(line.variant, line.cell.summary, ' %')}, {style.each(line.cell.by_seed)}{lacks}"
+
+
 def _lines(axes: Axes, frame: pd.DataFrame, pair: str, group: list[Line]) -> str:
     """Draw the student baseline and the teacher; say in words where they stand."""
-    words = []
+    words, digits = [], choice.metric(frame).digits
     floor = next((line.cell.summary for line in group if line.variant == baselines(frame).student), None)
     if floor is not None and floor.n:
         axes.axvline(floor.mean, color=style.FLOOR, linestyle=":", linewidth=1.2, zorder=1)
-        words.append(f"dotted: student {floor.mean:.2f}")
+        words.append(f"dotted: student {floor.mean:.{digits}f}")
     top = teacher(frame, pair).summary
     if top.n:
         low, high = axes.get_xlim()
         near = low - (high - low) <= top.mean <= high + (high - low)
-        words.append(f"{'dashed: ' if near else ''}teacher {top.mean:.2f}{'' if near else ' (off the scale)'}")
+        words.append(f"{'dashed: ' if near else ''}teacher {top.mean:.{digits}f}{'' if near else ' (off the scale)'}")
         if near:
             axes.axvline(top.mean, color=style.TEACHER, linestyle="--", linewidth=1.2, zorder=1)
+            style.mark(axes, top.mean, len(group) - 0.6, style.told("teacher", top, " %"))
     return " · ".join(words)
-
-
-def _tick(variant: str) -> str:
-    """A method's name; its settings on a second line."""
-    return style.plain(variant.replace(" (", "\n(", 1) if len(variant) > 16 else variant)

@@ -12,11 +12,14 @@ from otkd.core import names
 from otkd.core.records import SweepInfo
 from otkd.report import style
 from otkd.report.frame import has_val, pairs, students, variants
+from otkd.report.stats import Summary
 
 TITLE = "Learning curves"
 ORDER = 20
 
 WORDS = {names.VAL_TOP1: "val top-1 %", names.TRAIN_TOP1: "train top-1 %", names.TRAIN_LOSS: "train loss"}
+MARKED = 4
+"""Points of a curve that the page names."""
 
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
@@ -53,7 +56,7 @@ def _curves(frame: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     rows = students(frame)[["key", "pair", "variant"]]
     long = epochs[epochs["metric"].isin(WORDS) & np.isfinite(epochs["value"])].merge(rows, on="key")
     grouped = long.groupby(["pair", "variant", "metric", "epoch"], sort=False)["value"]
-    return grouped.agg(["mean", "std"]).reset_index()
+    return grouped.agg(["mean", "std", "count"]).reset_index()
 
 
 def _panel(axes: Axes, frame: pd.DataFrame, curves: pd.DataFrame, pair: str, words: str) -> None:
@@ -77,5 +80,15 @@ def _panel(axes: Axes, frame: pd.DataFrame, curves: pd.DataFrame, pair: str, wor
         axes.fill_between(
             line["epoch"], line["mean"] - spread, line["mean"] + spread, color=look.colour, alpha=0.15, linewidth=0
         )
+        _mark(axes, name, line, words)
     style.tidy(axes, pair, "epoch", words)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _mark(axes: Axes, name: str, line: pd.DataFrame, words: str) -> None:
+    """Name the last point of a curve, and some before it."""
+    unit = " %" if words.endswith("%") else ""
+    for place in sorted(set(np.linspace(len(line) - 1, 0, MARKED, endpoint=False).astype(int))):
+        epoch, mean, std, count = line[["epoch", "mean", "std", "count"]].iloc[place]
+        told = style.told(f"{name}, epoch {epoch:.0f}", Summary(mean, std, int(count)), unit)
+        style.mark(axes, epoch, mean, f"{told} ({words.removesuffix(' %')})")

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from otkd.core.records import SweepInfo
-from otkd.report import style
+from otkd.report import choice, style
 from otkd.report.frame import budget, pairs, seeds
+from otkd.report.stats import number
 from otkd.report.tables.differences import Line, compared
 
 TITLE = "Differences, paired by seed"
@@ -27,10 +28,10 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
         return None
     most = max(len(groups) for groups in found.values())
     tallest = max(len(group) for groups in found.values() for group in groups.values())
-    drawing, panels = style.canvas(len(found), most, 8.6 / most if most > 1 else 7.4, 1.3 + 0.3 * tallest)
+    drawing, panels = style.canvas(len(found), most, 8.6 / most if most > 1 else 7.4, 1.3 + 0.34 * tallest)
     for row, (pair, groups) in zip(panels, found.items(), strict=True):
         for axes, (base, group) in zip(row, groups.items(), strict=False):
-            _panel(axes, frame, f"{pair}\nto {base}", group)
+            _panel(axes, frame, pair, base, group)
         for axes in row[len(groups) :]:
             axes.set_visible(False)
     return drawing
@@ -39,13 +40,13 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """What is drawn, and what the bars are."""
     return (
-        "Difference of test top-1 (last epoch's weights) over the seeds that both methods finished: circles are seeds, "
+        f"Difference of {choice.metric(frame).by} over the seeds that both methods finished: circles are seeds, "
         "the bar is the mean with its 95 % interval by Student's t. A bar that crosses 0 is a difference that chance "
         f"may explain. {budget(frame)}"
     )
 
 
-def _panel(axes: Axes, frame: pd.DataFrame, title: str, group: list[Line]) -> None:
+def _panel(axes: Axes, frame: pd.DataFrame, pair: str, base: str, group: list[Line]) -> None:
     looks = style.looks(frame)
     axes.axvline(0, color=style.FLOOR, linestyle=":", linewidth=1.2, zorder=1)
     for height, line in enumerate(group):
@@ -56,7 +57,17 @@ def _panel(axes: Axes, frame: pd.DataFrame, title: str, group: list[Line]) -> No
         low, high = line.found.interval
         if not math.isnan(low):
             axes.plot([low, high], [height, height], "-", color=colour, linewidth=1.8, zorder=3)
-    axes.set_yticks(range(len(group)), [style.plain(line.variant) for line in group])
+        style.mark(axes, line.found.summary.mean, height, _words(line, base, choice.metric(frame).points))
+    axes.set_yticks(range(len(group)), [style.tick(line.variant) for line in group])
     axes.set_ylim(len(group) - 0.4, -0.6)
-    style.tidy(axes, title, "points of test top-1", "")
+    metric = choice.metric(frame)
+    label = f"points of {metric.name}" if metric.unit else f"difference of {metric.name}"
+    style.tidy(axes, f"{pair}\nto {base}", label, "")
     axes.grid(False, axis="y")
+
+
+def _words(line: Line, base: str, unit: str) -> str:
+    found, (low, high) = line.found, line.found.interval
+    interval = "" if math.isnan(low) else f", 95 % [{number(low, sign=True)}, {number(high, sign=True)}]"
+    told = style.told(f"{line.variant} less {base}", found.summary, unit, sign=True)
+    return f"{told}{interval}, {style.each(found.by_seed, sign=True)}"

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from otkd.core.records import SweepInfo
-from otkd.report import inference, style
+from otkd.report import choice, style
 from otkd.report.frame import budget
-from otkd.report.tables.ranks import differ, means, testable
+from otkd.report.tables.ranks import differ, means, ranked, testable
 
 TITLE = "Critical differences"
 ORDER = 38
@@ -17,7 +17,7 @@ ORDER = 38
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
     """One diagram; None where there are too few pairs or methods for it, or none differ by Friedman's test."""
     figures = means(frame)
-    found = inference.ranks(figures) if testable(figures) else None
+    found = ranked(frame, figures) if testable(figures) else None
     if found is None or not differ(found):
         return None
     from scikit_posthocs import critical_difference_diagram
@@ -34,6 +34,8 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
         label_props={"fontsize": 9},
         color_palette={plain[name]: looks[str(name)].colour for name in found.average.index},
     )
+    for name, rank in found.average.items():
+        style.mark(panels[0, 0], rank, 0, f"{name}: average rank {rank:.2f} over {len(figures)} pairs")
     panels[0, 0].set_title(f"critical difference {found.critical:.2f}", fontsize=9, loc="right")
     return drawing
 
@@ -41,6 +43,6 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """What the bars mean."""
     return (
-        "Average rank of mean test top-1 (last epoch's weights) over pairs, the best on the left. A bar joins methods "
+        f"Average rank of mean {choice.metric(frame).by} over pairs, the best on the left. A bar joins methods "
         f"that Nemenyi's test cannot tell apart at 5 %. {budget(frame)}"
     )

@@ -8,8 +8,9 @@ import pandas as pd
 
 from otkd.core import names
 from otkd.core.records import SweepInfo
-from otkd.report import stats
-from otkd.report.frame import AXIS, axes, baselines, budget, has_val, show, students
+from otkd.report import choice, stats
+from otkd.report.choice import METRICS, Metric
+from otkd.report.frame import AXIS, axes, budget, has_val, show, students
 from otkd.report.table import Table, best, grouped, slug
 
 TITLE = "Ablation"
@@ -30,47 +31,50 @@ def _table(frame: pd.DataFrame, axis: str) -> Table:
     columns: dict[tuple[str, str], Sequence[str]] = {}
     bold: set[tuple[int, int]] = set()
     for (pair, method), group in rows.groupby(["pair", "method"], sort=False):
-        for column, words in _measures(frame).items():
-            cells = [stats.cell(group[group["setting"] == setting], column) for setting in settings]
+        for metric in _measures(frame):
+            cells = [stats.cell(group[group["setting"] == setting], metric.column) for setting in settings]
             summaries = [cell.summary for cell in cells]
-            bold |= best(len(columns), summaries)
+            bold |= best(len(columns), summaries, lowest=metric.lower)
             expected, n = stats.header_n(summaries)
-            texts = [stats.explain(cell.summary, cell.lacks, expected) for cell in cells]
-            columns[f"{method} on {pair}", f"{words}, {n}"] = texts
+            texts = [stats.explain(cell.summary, cell.lacks, expected, metric.digits) for cell in cells]
+            columns[f"{method} on {pair}", f"{metric.head}, {n}"] = texts
         columns |= _to_student(frame, group, settings, str(method), str(pair))
     text = grouped(columns, settings, axis)
     caption = _caption(frame, rows, axis)
     return Table(f"ablation-{slug(axis)}", f"{TITLE}: {axis}", caption, text, _data(frame, rows, axis), frozenset(bold))
 
 
-def _measures(frame: pd.DataFrame) -> dict[str, str]:
-    """Column → its selection rule; validation first, since it is what a setting may be chosen by."""
-    val = {names.BEST_VAL_TOP1: "val top-1 %, best epoch"} if frame[names.BEST_VAL_TOP1].notna().any() else {}
-    return val | {names.test("last", names.TEST_TOP1): "test top-1 %, last epoch"}
+def _measures(frame: pd.DataFrame) -> list[Metric]:
+    """Validation first, since it is what a setting may be chosen by."""
+    val = [METRICS[names.BEST_VAL_TOP1]] if frame[names.BEST_VAL_TOP1].notna().any() else []
+    return list(dict.fromkeys([*val, choice.metric(frame)]))
 
 
 def _to_student(
     frame: pd.DataFrame, group: pd.DataFrame, settings: list[str], method: str, pair: str
 ) -> dict[tuple[str, str], list[str]]:
-    base = baselines(frame).student
+    known, metric = choice.against(frame), choice.metric(frame)
+    base = known.get(choice.CHOSEN) or known.get("student")
     if base is None or base in set(group["variant"]):
         return {}
-    column = names.test("last", names.TEST_TOP1)
     rows = students(frame)
-    floor = stats.cell(rows[(rows["variant"] == base) & (rows["pair"] == pair)], column)
-    deltas = [stats.paired(stats.cell(group[group["setting"] == setting], column), floor) for setting in settings]
+    floor = stats.cell(rows[(rows["variant"] == base) & (rows["pair"] == pair)], metric.column)
+    own = [stats.cell(group[group["setting"] == setting], metric.column) for setting in settings]
+    deltas = [stats.paired(cell, floor) for cell in own]
     expected, n = stats.header_n(deltas)
-    texts = [stats.explain(delta, "", expected, sign=True) for delta in deltas]
-    return {(f"{method} on {pair}", f"Δ test to {base}, paired, {n}"): texts}
+    texts = [stats.explain(delta, "", expected, metric.digits, sign=True) for delta in deltas]
+    return {(f"{method} on {pair}", f"Δ {metric.name.split()[0]} to {base}, paired, {n}"): texts}
 
 
 def _caption(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
+    tested = choice.metric(frame).column.startswith(names.TEST)
     choose = (
-        "Choose a setting by the validation column; the test column is for reading."
+        f"Choose a setting by the validation column{'; the test column is for reading' if tested else ''}."
         if has_val(frame)
         else "Nothing was held out: to choose a setting by these test figures would be to tune on the test set."
     )
-    bold = "Bold: highest mean of a column among those with all n."
+    which = "best" if choice.metric(frame).lower else "highest"
+    bold = f"Bold: {which} mean of a column among those with all n."
     return f"Rows: values of {axis}. {_others(frame, rows, axis)} {choose} {bold} {budget(frame)}"
 
 
@@ -86,9 +90,9 @@ def _others(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
 def _data(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> pd.DataFrame:
     records = []
     for (pair, method, setting), group in rows.groupby(["pair", "method", "setting"], sort=False):
-        for column in _measures(frame):
-            cell = stats.cell(group, column)
-            head = {"axis": axis, "pair": pair, "method": method, "value": setting, "metric": column}
+        for metric in _measures(frame):
+            cell = stats.cell(group, metric.column)
+            head = {"axis": axis, "pair": pair, "method": method, "value": setting, "metric": metric.column}
             records.append({**head, **cell.summary._asdict(), "not_counted": cell.lacks})
     return pd.DataFrame(records)
 

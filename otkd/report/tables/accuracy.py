@@ -9,15 +9,13 @@ import pandas as pd
 
 from otkd.core import names
 from otkd.core.records import SweepInfo
-from otkd.report import stats
-from otkd.report.frame import Baselines, baselines, budget, has_val, pairs, seeds, students, teachers, variants
+from otkd.report import choice, stats
+from otkd.report.choice import METRICS, Metric
+from otkd.report.frame import baselines, budget, has_val, pairs, seeds, students, teachers, variants
 from otkd.report.table import Table, best, grouped
 
 TITLE = "Test accuracy"
 ORDER = 10
-
-RULES = {"last": "last epoch", "best": "best epoch on val"}
-"""Weights → the selection rule in words."""
 
 
 class Line(NamedTuple):
@@ -30,100 +28,110 @@ class Line(NamedTuple):
 
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
-    """The table with the last weights and, where images were held out, the one with the best on validation."""
+    """The table of the figure that is compared and, where images were held out, that with the weights best on them."""
     if not variants(frame):
         return []
-    measured = has_val(frame) and frame[names.test("best", names.TEST_TOP1)].notna().any()
-    return [_table(frame, weights) for weights in (["last", "best"] if measured else ["last"])]
+    chosen, other = choice.metric(frame), METRICS[names.test("best", names.TEST_TOP1)]
+    both = chosen == choice.DEFAULT and has_val(frame) and frame[other.column].notna().any()
+    return [_table(frame, metric) for metric in ([chosen, other] if both else [chosen])]
 
 
-def lines(frame: pd.DataFrame, pair: str, weights: str = "last") -> list[Line]:
-    """Every method of the sweep on `pair`, in the sweep's order."""
-    column = names.test(weights, names.TEST_TOP1)
+def lines(frame: pd.DataFrame, pair: str, column: str | None = None) -> list[Line]:
+    """Every method of the sweep on `pair`, in the sweep's order, by `column` or by the figure that is compared."""
+    column = column or choice.metric(frame).column
     rows = frame.loc[(frame["role"] == "student") & (frame["pair"] == pair), ["variant", "seed", "status", column]]
-    cells = {name: stats.cell(rows[rows["variant"] == name], column) for name in variants(frame)}
-    known = [name for name in baselines(frame) if name]
+    cells = stats.cells(rows, variants(frame), column)
+    known = list(dict.fromkeys(choice.against(frame).values()))
     return [
         Line(name, cell, {base: stats.paired(cell, cells[base]) for base in known if base != name})
         for name, cell in cells.items()
     ]
 
 
-def teacher(frame: pd.DataFrame, pair: str, weights: str = "last") -> stats.Cell:
+def teacher(frame: pd.DataFrame, pair: str, column: str | None = None) -> stats.Cell:
     """The teacher's accuracy on `pair`: from its own trials, or else as its students recorded it."""
-    column = names.test(weights, names.TEST_TOP1)
+    column = column or choice.metric(frame).column
     rows = students(frame)
     rows = rows[rows["pair"] == pair]
     own = teachers(frame, pair)
     if len(own):
         return stats.cell(own, column)
-    told = rows[names.TEACHER + column].dropna().drop_duplicates().reset_index(drop=True)
+    told = rows.get(names.TEACHER + column, pd.Series(dtype=float)).dropna().drop_duplicates().reset_index(drop=True)
     return stats.Cell(told, "")
 
 
-def _table(frame: pd.DataFrame, weights: str) -> Table:
+def _table(frame: pd.DataFrame, metric: Metric) -> Table:
     columns: dict[tuple[str, str], Sequence[str]] = {}
     bold: set[tuple[int, int]] = set()
     for pair in pairs(frame):
-        found, top = lines(frame, pair, weights), teacher(frame, pair, weights)
+        found, top = lines(frame, pair, metric.column), teacher(frame, pair, metric.column)
         summaries = [line.cell.summary for line in found]
-        bold |= best(len(columns), summaries, offset=1)
+        bold |= best(len(columns), summaries, offset=1, lowest=metric.lower)
         expected, n = stats.header_n(summaries)
-        cells = [_text(line.cell, expected) for line in found]
-        columns[pair, f"test top-1 %, {RULES[weights]}, {n}"] = [_text(top, expected), *cells]
-        columns |= _differences(pair, found, baselines(frame), expected)
+        cells = [_text(line.cell, expected, metric.digits) for line in found]
+        columns[pair, f"{metric.head}, {n}"] = [_text(top, expected, metric.digits), *cells]
+        columns |= _differences(pair, found, choice.against(frame), expected, metric.digits)
     rows = ["teacher", *variants(frame)]
-    suffix = "" if weights == "last" else f"-{weights}"
-    title = f"{TITLE}, {RULES[weights]}"
-    caption = _caption(frame, weights)
+    suffix = "" if metric == choice.metric(frame) else "-best"
+    title = f"{_what(metric)}, {metric.rule}"
+    caption = _caption(frame, metric)
     text = grouped(columns, rows, "method")
-    return Table(f"accuracy{suffix}", title, caption, text, _data(frame, weights), frozenset(bold), apart=1)
+    return Table(f"accuracy{suffix}", title, caption, text, _data(frame, metric), frozenset(bold), apart=1)
 
 
-def _differences(pair: str, found: list[Line], known: Baselines, expected: int) -> dict[tuple[str, str], list[str]]:
+def title(frame: pd.DataFrame) -> str:
+    """What this part of the report is called."""
+    return _what(choice.metric(frame))
+
+
+def _what(metric: Metric) -> str:
+    """`Test accuracy` for top-1, as all say; else the figure's own name."""
+    name = metric.name[0].upper() + metric.name[1:]
+    return TITLE if metric.name == choice.DEFAULT.name else name
+
+
+def _differences(
+    pair: str, found: list[Line], known: dict[str, str], expected: int, digits: int
+) -> dict[tuple[str, str], list[str]]:
     return {
-        (pair, f"Δ to {base}, paired"): ["", *(_difference(line, base, expected) for line in found)]
-        for base in known
-        if base is not None
+        (pair, f"Δ to {base}, paired"): ["", *(_difference(line, base, expected, digits) for line in found)]
+        for base in known.values()
     }
 
 
-def _difference(line: Line, base: str, expected: int) -> str:
+def _difference(line: Line, base: str, expected: int, digits: int) -> str:
     if line.variant == base:
         return "baseline"
-    return stats.explain(line.to[base], "", expected, sign=True)
+    return stats.explain(line.to[base], "", expected, digits, sign=True)
 
 
-def _text(cell: stats.Cell, expected: int) -> str:
+def _text(cell: stats.Cell, expected: int, digits: int) -> str:
     if not cell.lacks and cell.summary.n == 0:
         return f"{stats.DASH} (not in the sweep)"
-    return stats.explain(cell.summary, cell.lacks, expected)
+    return stats.explain(cell.summary, cell.lacks, expected, digits)
 
 
-def _caption(frame: pd.DataFrame, weights: str) -> str:
-    selection = {
-        "last": "Measured once, with the weights of the last epoch: none were picked by looking at test images.",
-        "best": "Measured once, with the weights that were best on held-out validation images.",
-    }[weights]
+def _caption(frame: pd.DataFrame, metric: Metric) -> str:
     spread = (
         "Mean ± sample standard deviation over n seeds." if seeds(frame) > 1 else "One seed: no spread can be given."
     )
-    named = [f"{role} baseline: {name}" for role, name in baselines(frame)._asdict().items() if name]
-    lacking = [role for role, name in baselines(frame)._asdict().items() if not name]
+    known = choice.against(frame)
+    named = [f"{role} baseline: {name}" for role, name in known.items()]
+    lacking = [role for role in baselines(frame)._fields if role not in known and choice.CHOSEN not in known]
     delta = "Δ is the difference over the seeds that both finished" if named else "No Δ"
     words = [*named, *(f"no {role} baseline in this sweep with a record" for role in lacking)]
-    bold = "Bold: highest mean among those with all n seeds."
-    return f"{selection} {spread} {delta} ({'; '.join(words)}). {bold} {budget(frame)}"
+    bold = f"Bold: {metric.best} mean among those with all n seeds."
+    return f"{metric.measured} {spread} {delta} ({'; '.join(words)}). {bold} {budget(frame)}"
 
 
-def _data(frame: pd.DataFrame, weights: str) -> pd.DataFrame:
-    known = {role: name for role, name in baselines(frame)._asdict().items() if name}
+def _data(frame: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    known = choice.against(frame)
     records = []
     for pair in pairs(frame):
-        top = teacher(frame, pair, weights)
-        records.append(_record(pair, "teacher", weights, top))
-        for line in lines(frame, pair, weights):
-            record = _record(pair, line.variant, weights, line.cell)
+        top = teacher(frame, pair, metric.column)
+        records.append(_record(pair, "teacher", metric, top))
+        for line in lines(frame, pair, metric.column):
+            record = _record(pair, line.variant, metric, line.cell)
             for role, name in known.items():
                 delta = line.to.get(name)
                 if delta is not None:
@@ -132,6 +140,9 @@ def _data(frame: pd.DataFrame, weights: str) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def _record(pair: str, variant: str, weights: str, cell: stats.Cell) -> dict[str, object]:
+def _record(pair: str, variant: str, metric: Metric, cell: stats.Cell) -> dict[str, object]:
     numbers = cell.summary._asdict()
-    return {"pair": pair, "method": variant, "selection": RULES[weights], **numbers, "not_counted": cell.lacks}
+    return {"pair": pair, "method": variant, "metric": metric.column, "selection": metric.rule} | {
+        **numbers,
+        "not_counted": cell.lacks,
+    }

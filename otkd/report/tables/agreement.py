@@ -16,7 +16,7 @@ from otkd.report.tables.accuracy import lines
 TITLE = "Agreement with the teacher"
 ORDER = 45
 
-AGREEMENT = names.test("last", names.TEST_AGREEMENT)
+AGREEMENT, TOP1 = names.test("last", names.TEST_AGREEMENT), names.test("last", names.TEST_TOP1)
 
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
@@ -26,7 +26,9 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     columns: dict[tuple[str, str], Sequence[str]] = {}
     records = []
     for pair in pairs(frame):
-        found = [(line.variant, line.cell, agreement(frame, line.variant, pair)) for line in lines(frame, pair)]
+        rows = students(frame)
+        shared = stats.cells(rows[rows["pair"] == pair], variants(frame), AGREEMENT)
+        found = [(line.variant, line.cell, shared[line.variant]) for line in lines(frame, pair, TOP1)]
         expected, n = stats.header_n(cell.summary for _, _, cell in found)
         shares = [stats.explain(cell.summary, cell.lacks, expected) for *_, cell in found]
         columns[pair, f"agreement %, last epoch, {n}"] = shares
@@ -39,12 +41,6 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
         ]
     text = grouped(columns, variants(frame), "method")
     return [Table("agreement", TITLE, _caption(frame), text, pd.DataFrame(records))]
-
-
-def agreement(frame: pd.DataFrame, variant: str, pair: str) -> stats.Cell:
-    """Share of test images, in percent, on which student and teacher name the same class."""
-    rows = students(frame)
-    return stats.cell(rows[(rows["variant"] == variant) & (rows["pair"] == pair)], AGREEMENT)
 
 
 def _caption(frame: pd.DataFrame) -> str:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from otkd.core import names
 from otkd.core.records import SweepInfo
-from otkd.report import stats
-from otkd.report.frame import PROVENANCE, baselines, pairs, students, variants
+from otkd.report import choice, stats
+from otkd.report.frame import PROVENANCE, pairs, students, variants
 from otkd.report.table import Table, best, grouped
 
 TITLE = "Cost of training"
@@ -24,6 +24,12 @@ MEMORY = (
     "of a cohort share it, so it does not tell methods of one cohort apart."
 )
 """What the memory column measures."""
+HOURS = (
+    "h / trial: the mean hours of training of a finished trial as if it had trained alone, with what its terms learn "
+    "before the first epoch and without measuring and saving. They are no GPU-hours: which share of a device a trial "
+    "had is not on record."
+)
+"""What the column of hours measures."""
 
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
@@ -34,24 +40,25 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     bold: set[tuple[int, int]] = set()
     base = reference(frame)
     for pair in pairs(frame):
-        cells = [cost(frame, name, pair) for name in variants(frame)]
+        by_method = costs(frame, pair)
+        cells = list(by_method.values())
         summaries = [cell.summary for cell in cells]
         bold |= best(len(columns), summaries, lowest=True)
         expected, n = stats.header_n(summaries)
         texts = [stats.explain(cell.summary, cell.lacks, expected, digits=_digits(summaries)) for cell in cells]
         columns[pair, f"s / epoch, {n}"] = texts
         if base is not None:
-            ratios = [overhead(frame, name, pair, base) for name in variants(frame)]
+            ratios = [ratio(cell, by_method[base]) for cell in cells]
             columns[pair, f"× {base}"] = [stats.DASH if math.isnan(ratio) else f"{ratio:.2f}×" for ratio in ratios]
-        columns |= _others(frame, pair)
+        columns |= _others(frame, pair) | _hours(frame, pair)
     text = grouped(columns, variants(frame), "method")
     return [Table("cost", TITLE, _caption(frame, base), text, _data(frame, base), frozenset(bold))]
 
 
 def reference(frame: pd.DataFrame) -> str | None:
-    """What overhead is measured against: KD, or the student alone where there is no KD."""
-    known = baselines(frame)
-    return known.kd or known.student
+    """What overhead is measured against: the chosen baseline, KD, or the student alone where there is no KD."""
+    known = choice.against(frame)
+    return known.get(choice.CHOSEN) or known.get("kd") or known.get("student")
 
 
 def cost(frame: pd.DataFrame, variant: str, pair: str, column: str = names.EPOCH_S) -> stats.Cell:
@@ -60,19 +67,38 @@ def cost(frame: pd.DataFrame, variant: str, pair: str, column: str = names.EPOCH
     return stats.cell(frame.loc[chosen, ["seed", "status", column]], column)
 
 
-def overhead(frame: pd.DataFrame, variant: str, pair: str, base: str) -> float:
-    """Seconds per epoch over the reference's, over the seeds that both have; NaN where there are none."""
-    left_S, right_S = stats.common(*(cost(frame, name, pair) for name in (variant, base)))
+def costs(frame: pd.DataFrame, pair: str, column: str = names.EPOCH_S) -> dict[str, stats.Cell]:
+    """A cost of every method of the sweep on one pair, by seed."""
+    rows = frame[(frame["role"] == "student") & (frame["pair"] == pair)]
+    return stats.cells(rows, variants(frame), column)
+
+
+def ratio(left: stats.Cell, right: stats.Cell) -> float:
+    """Mean over mean, over the seeds that both have; NaN where there are none."""
+    left_S, right_S = stats.common(left, right)
     return float(left_S.mean() / right_S.mean()) if len(left_S) else math.nan
 
 
 def _others(frame: pd.DataFrame, pair: str) -> dict[tuple[str, str], list[str]]:
     columns = {}
     for column, (words, digits) in FIGURES.items():
-        means = [cost(frame, name, pair, column).summary.mean for name in variants(frame)]
+        means = [cell.summary.mean for cell in costs(frame, pair, column).values()]
         if any(not math.isnan(mean) for mean in means):
             columns[pair, words] = [stats.number(mean, digits) for mean in means]
     return columns
+
+
+def _hours(frame: pd.DataFrame, pair: str) -> dict[tuple[str, str], list[str]]:
+    """Hours of a whole trial; no column where none is on record."""
+    summaries = [_in_hours(cell) for cell in costs(frame, pair, names.WALL_S).values()]
+    if not any(summary.n for summary in summaries):
+        return {}
+    digits = _digits(summaries)
+    return {(pair, "h / trial"): [stats.number(summary.mean, digits) for summary in summaries]}
+
+
+def _in_hours(cell: stats.Cell) -> stats.Summary:
+    return stats.summarise(cell.by_seed / 3600)
 
 
 def _digits(summaries: list[stats.Summary]) -> int:
@@ -87,11 +113,12 @@ def _caption(frame: pd.DataFrame, base: str | None) -> str:
     where = f"Measured on {' and '.join(map(str, devices))}." if len(devices) else "The device is not on record."
     several = " Times from different devices cannot be compared." if len(devices) > 1 else ""
     ratio = f" × {base}: the ratio of mean times over the seeds that both finished." if base else ""
+    hours = f" {HOURS}" if students(frame)[names.WALL_S].notna().any() else ""
     return (
         "Seconds per epoch are the training time as if a trial had trained alone: its own steps and the whole of the "
         "teacher's forward passes and data that it shares with its cohort; the median over epochs (without the first, "
         "in which code is loaded and compiled, where there are others), then mean ± sample standard deviation over n "
-        f"seeds.{ratio} {MEMORY} Trials that ran side by side slow each other. "
+        f"seeds.{ratio} {MEMORY}{hours} Trials that ran side by side slow each other. "
         f"{where}{several} Bold: lowest mean."
     )
 
@@ -99,13 +126,13 @@ def _caption(frame: pd.DataFrame, base: str | None) -> str:
 def _data(frame: pd.DataFrame, base: str | None) -> pd.DataFrame:
     records = []
     for pair in pairs(frame):
-        for name in variants(frame):
-            cell = cost(frame, name, pair)
+        seconds, rates, memory, hours = (
+            costs(frame, pair, column) for column in (names.EPOCH_S, *FIGURES, names.WALL_S)
+        )
+        for name, cell in seconds.items():
             numbers = {f"epoch_s_{part}": value for part, value in cell.summary._asdict().items()}
-            ratio = {"overhead": overhead(frame, name, pair, base), "overhead_against": base} if base else {}
-            means = {
-                "images_per_s": cost(frame, name, pair, names.IMAGES_PER_S).summary.mean,
-                "peak_mib": cost(frame, name, pair, names.PEAK_MIB).summary.mean,
-            }
-            records.append({"pair": pair, "method": name, **numbers, **ratio, **means, "not_counted": cell.lacks})
+            over = {"overhead": ratio(cell, seconds[base]), "overhead_against": base} if base else {}
+            means = {"images_per_s": rates[name].summary.mean, "peak_mib": memory[name].summary.mean}
+            means["trial_h"] = _in_hours(hours[name]).mean
+            records.append({"pair": pair, "method": name, **numbers, **over, **means, "not_counted": cell.lacks})
     return pd.DataFrame(records)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from otkd.core.records import SweepInfo
-from otkd.report import inference, stats
-from otkd.report.frame import baselines, budget, pairs, seeds
+from otkd.report import choice, inference, stats
+from otkd.report.frame import budget, pairs, seeds
 from otkd.report.inference import Difference, Interval
 from otkd.report.table import Table, slug
 from otkd.report.tables.accuracy import lines
@@ -18,7 +18,7 @@ TITLE = "Differences"
 ORDER = 12
 
 HEADS = (
-    *("Δ points, {n}", "95 %, t", "95 %, bootstrap"),
+    *("Δ{points}, {n}", "95 %, t", "95 %, bootstrap"),
     *("p, paired t", "p, Holm", "p, Wilcoxon", "effect d", "P(better)"),
 )
 
@@ -43,12 +43,13 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 def compared(frame: pd.DataFrame, pair: str) -> dict[str, list[Line]]:
     """Baseline → every other method that shares a seed with it, in the sweep's order."""
     cells = {line.variant: line.cell for line in lines(frame, pair)}
-    known = dict.fromkeys(name for name in baselines(frame) if name)
-    return {base: _against(cells, base) for base in known}
+    known = dict.fromkeys(choice.against(frame).values())
+    lower = choice.metric(frame).lower
+    return {base: _against(cells, base, lower) for base in known}
 
 
-def _against(cells: dict[str, stats.Cell], base: str) -> list[Line]:
-    every = {name: inference.difference(cell, cells[base]) for name, cell in cells.items() if name != base}
+def _against(cells: dict[str, stats.Cell], base: str, lower: bool) -> list[Line]:
+    every = {name: inference.difference(cell, cells[base], lower) for name, cell in cells.items() if name != base}
     found = {name: item for name, item in every.items() if item.summary.n}
     corrected = inference.holm([item.p_t for item in found.values()])
     return [Line(name, item, p) for (name, item), p in zip(found.items(), corrected, strict=True)]
@@ -56,30 +57,31 @@ def _against(cells: dict[str, stats.Cell], base: str) -> list[Line]:
 
 def _table(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> Table:
     expected, n = stats.header_n(line.found.summary for line in found)
-    cells = zip(*(_cells(line, expected) for line in found), strict=True)
-    text = {head.format(n=n): list(column) for head, column in zip(HEADS, cells, strict=True)}
+    metric = choice.metric(frame)
+    cells = zip(*(_cells(line, expected, metric.digits) for line in found), strict=True)
+    text = {head.format(n=n, points=metric.points): list(column) for head, column in zip(HEADS, cells, strict=True)}
     rows = pd.DataFrame(text, index=pd.Index([line.variant for line in found], name="method", dtype=object))
     name = f"differences-to-{slug(base)}" + (f"-{slug(pair)}" if len(pairs(frame)) > 1 else "")
     data = pd.DataFrame([_record(pair, base, line) for line in found])
     return Table(name, f"To {base}, {pair}", _caption(frame, base, expected), rows.astype(object), data)
 
 
-def _cells(line: Line, expected: int) -> list[str]:
+def _cells(line: Line, expected: int, digits: int) -> list[str]:
     """A row, in the order of HEADS."""
     found = line.found
     return [
-        stats.explain(found.summary, "", expected, sign=True),
-        *map(_interval, (found.interval, found.bootstrap)),
+        stats.explain(found.summary, "", expected, digits, sign=True),
+        *(_interval(bounds, digits) for bounds in (found.interval, found.bootstrap)),
         *map(p_value, (found.p_t, line.p_holm, found.p_wilcoxon)),
         stats.number(found.effect, 1, sign=True),
         stats.number(found.better),
     ]
 
 
-def _interval(bounds: Interval) -> str:
+def _interval(bounds: Interval, digits: int) -> str:
     if math.isnan(bounds.low):
         return stats.DASH
-    return f"[{stats.number(bounds.low, sign=True)}, {stats.number(bounds.high, sign=True)}]"
+    return f"[{stats.number(bounds.low, digits, sign=True)}, {stats.number(bounds.high, digits, sign=True)}]"
 
 
 def p_value(value: float) -> str:
@@ -91,12 +93,19 @@ def _caption(frame: pd.DataFrame, base: str, n: int) -> str:
     least = inference.least_p(n)
     cannot = f" With {n} seeds Wilcoxon's p cannot be below {least:.3g}." if least > inference.ALPHA else ""
     return (
-        f"Test top-1 with the last epoch's weights less that of {base} over common seeds (paired), mean ± sample "
+        f"{_what(frame)} less that of {base} over common seeds (paired), mean ± sample "
         "standard deviation. 95 % intervals of the mean: by Student's t, and bootstrap percentiles, which are too "
         "narrow for few seeds. p: two-sided; Holm's is the paired t-test's corrected for all methods of the table. "
         "d: mean over standard deviation of the differences. P(better): share of all pairs of runs in which the method "
         f"beats {base}, ties half.{cannot} {budget(frame)}"
     )
+
+
+def _what(frame: pd.DataFrame) -> str:
+    """The figure with its rule, and which way is better where that is not plain."""
+    metric = choice.metric(frame)
+    what = metric.by[0].upper() + metric.by[1:]
+    return f"{what} (lower is better)" if metric.lower else what
 
 
 def _record(pair: str, base: str, line: Line) -> dict[str, object]:

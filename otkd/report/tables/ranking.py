@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 
 from otkd.core.records import SweepInfo
-from otkd.report import stats
+from otkd.report import choice, stats
 from otkd.report.frame import baselines, budget, pairs
 from otkd.report.table import Table, slug
 from otkd.report.tables import accuracy, cost
@@ -26,13 +26,13 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 
 
 def _table(frame: pd.DataFrame, pair: str) -> Table:
-    data = _ranked(frame, pair)
+    data, metric = _ranked(frame, pair), choice.metric(frame)
     base = cost.reference(frame)
-    summaries = [stats.Summary(*row) for row in data[["top1_mean", "top1_std", "n"]].itertuples(index=False)]
+    summaries = [stats.Summary(*row) for row in data[["mean", "std", "n"]].itertuples(index=False)]
     expected, n = stats.header_n(summaries)
     text = {
-        "rank by accuracy": [_rank(rank) for rank in data["rank_accuracy"]],
-        f"test top-1 %, last epoch, {n}": [stats.explain(summary, "", expected) for summary in summaries],
+        f"rank by {_what(frame)}": [_rank(rank) for rank in data["rank_accuracy"]],
+        f"{metric.head}, {n}": [stats.explain(summary, "", expected, metric.digits) for summary in summaries],
         "apart from the next": _apart(frame, pair, data),
         "rank by cost": [_rank(rank) for rank in data["rank_cost"]],
         "s / epoch": [stats.number(seconds, 2) for seconds in data["epoch_s"]],
@@ -42,6 +42,12 @@ def _table(frame: pd.DataFrame, pair: str) -> Table:
     rows = pd.DataFrame(text, index=pd.Index(data["method"], name="method", dtype=object), dtype=object)
     name = "ranking" if len(pairs(frame)) == 1 else f"ranking-{slug(pair)}"
     return Table(name, f"{TITLE}, {pair}", _caption(frame), rows, data)
+
+
+def _what(frame: pd.DataFrame) -> str:
+    """What methods are ranked by, in a word where it is what all take."""
+    metric = choice.metric(frame)
+    return "accuracy" if metric == choice.DEFAULT else metric.name
 
 
 def _rank(rank: float) -> str:
@@ -54,17 +60,18 @@ def _ranked(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
     A mean over fewer seeds than others have gets none by accuracy, and comes last: those left may be the lucky ones.
     """
     base = cost.reference(frame)
-    records = []
+    costs, records = cost.costs(frame, pair), []
     for line in accuracy.lines(frame, pair):
         found = line.cell.summary
-        seconds = cost.cost(frame, line.variant, pair).summary.mean
-        ratio = cost.overhead(frame, line.variant, pair, base) if base is not None else math.nan
-        figures = {"top1_mean": found.mean, "top1_std": found.std, "n": found.n, "epoch_s": seconds, "overhead": ratio}
-        records.append({"pair": pair, "method": line.variant, **figures, "not_counted": line.cell.lacks})
+        seconds = costs[line.variant].summary.mean
+        ratio = cost.ratio(costs[line.variant], costs[base]) if base is not None else math.nan
+        figures = {**found._asdict(), "epoch_s": seconds, "overhead": ratio}
+        head = {"pair": pair, "method": line.variant, "metric": choice.metric(frame).column}
+        records.append({**head, **figures, "not_counted": line.cell.lacks})
     ranked = pd.DataFrame(records)
     ranked = ranked[ranked["n"] > 0]
-    whole = ranked["top1_mean"].where(ranked["n"] == ranked["n"].max())
-    ranked["rank_accuracy"] = whole.rank(ascending=False, method="min")
+    whole = ranked["mean"].where(ranked["n"] == ranked["n"].max())
+    ranked["rank_accuracy"] = whole.rank(ascending=choice.metric(frame).lower, method="min")
     ranked["rank_cost"] = ranked["epoch_s"].rank(method="min")
     return ranked.sort_values("rank_accuracy", kind="stable").reset_index(drop=True)
 
@@ -82,8 +89,8 @@ def _caption(frame: pd.DataFrame) -> str:
     floor = baselines(frame).student
     below = f" What ranks below {floor}, the floor, brought nothing at its weight and this budget." if floor else ""
     return (
-        "Methods by mean test accuracy with the weights of the last epoch, ± sample standard deviation over n seeds; "
-        "what lacks some of them has no rank by accuracy. "
+        f"Methods by mean {choice.metric(frame).by}, ± sample standard deviation over n seeds; "
+        f"what lacks some of them has no rank by {_what(frame)}. "
         "Apart from the next: the lead over the row below is larger than the spread of that difference, paired by "
         "seed; where it is within that spread, the order of the two means nothing. Cost is the seconds of an epoch as "
         f"if the trial had trained alone; trials that ran side by side slow each other.{below} {budget(frame)}"

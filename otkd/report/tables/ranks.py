@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from otkd.core.records import SweepInfo
-from otkd.report import inference, stats
+from otkd.report import choice, inference, stats
 from otkd.report.frame import budget, pairs, variants
 from otkd.report.inference import Ranks
 from otkd.report.table import Table
@@ -26,7 +26,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 
 
 def means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Pair × method: mean test top-1 with the last weights, of the methods that have one on every pair.
+    """Pair × method: mean of the figure that is compared, of the methods that have one on every pair.
 
     Pairs on which nothing has finished yet do not count, and a mean over fewer seeds than others have there is none:
     those left may be the lucky ones.
@@ -41,6 +41,11 @@ def _whole(found: Iterable[Line]) -> dict[str, float]:
     return {name: summary.mean if summary.n == most else math.nan for name, summary in summaries.items()}
 
 
+def ranked(frame: pd.DataFrame, figures: pd.DataFrame) -> Ranks:
+    """Ranks of what `means` gives, and the tests of them."""
+    return inference.ranks(figures * choice.metric(frame).sign)
+
+
 def testable(figures: pd.DataFrame) -> bool:
     """Whether there is enough for Friedman's test."""
     return len(figures) >= 2 and figures.shape[1] >= 3
@@ -52,13 +57,13 @@ def differ(found: Ranks) -> bool:
 
 
 def _table(frame: pd.DataFrame, figures: pd.DataFrame) -> Table:
-    found = inference.ranks(figures)
+    found, metric = ranked(frame, figures), choice.metric(frame)
     best = str(found.average.index[0])
     p_best = found.p_nemenyi[best] if differ(found) else dict.fromkeys(found.average.index, math.nan)
     text = {
         "average rank": [stats.number(rank) for rank in found.average],
-        f"test top-1 %, last epoch, mean over n = {len(figures)} pairs": [
-            stats.number(figures[name].mean()) for name in found.average.index
+        f"{metric.head}, mean over n = {len(figures)} pairs": [
+            stats.number(figures[name].mean(), metric.digits) for name in found.average.index
         ],
         f"p, same as {best} (Nemenyi)": ["" if name == best else p_value(p_best[name]) for name in found.average.index],
     }
@@ -73,7 +78,7 @@ def _caption(frame: pd.DataFrame, figures: pd.DataFrame, found: Ranks) -> str:
     lacking = [name for name in variants(frame) if name not in figures]
     left_out = f" Left out, for want of a figure with all seeds on some pair: {', '.join(lacking)}." if lacking else ""
     return (
-        f"Ranks of mean test top-1 (last epoch's weights) on each of {len(figures)} pairs, 1 the best, averaged. "
+        f"Ranks of mean {choice.metric(frame).by} on each of {len(figures)} pairs, 1 the best, averaged. "
         f"{verdict(found)} Pairs count as independent; the test is rough for few of them.{left_out} {budget(frame)}"
     )
 

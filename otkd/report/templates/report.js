@@ -36,3 +36,18 @@ for (const table of document.querySelectorAll("table")) {
     });
   });
 }
+// The points of a figure are one stop of the Tab key; arrow keys go from one to the next, Escape hides what is shown.
+const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+for (const group of document.querySelectorAll(".spots")) {
+  const spots = [...group.children];
+  const stop = (chosen) => spots.forEach((spot) => (spot.tabIndex = spot === chosen ? 0 : -1));
+  stop(spots[0]);
+  group.addEventListener("focusin", (event) => stop(event.target));
+  group.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") event.target.blur();
+    const ends = { Home: spots[0], End: spots.at(-1) };
+    const next = ends[event.key] ?? spots[spots.indexOf(event.target) + (steps[event.key] ?? NaN)];
+    if (event.key in steps || event.key in ends) event.preventDefault();
+    next?.focus();
+  });
+}

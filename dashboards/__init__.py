@@ -1,0 +1,1 @@
+"""The live page of a sweep, over `otkd.report`."""

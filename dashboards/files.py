@@ -1,0 +1,47 @@
+"""What lies among the artifacts of a trial's run."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+
+import pandas as pd
+from pydantic import ValidationError
+
+from dashboards.source import Sweep
+from otkd.core.confusion import Confusion
+from otkd.core.records import Picture, Pictures
+
+CONFUSION, PER_CLASS, SNAPSHOTS, RESOLVED = "confusion.json", "per-class.csv", "snapshots.json", "trial.yaml"
+
+
+def confusion(sweep: Sweep, row: pd.Series) -> Confusion | None:
+    """Counts of a trial's test images by class; None where there are none."""
+    text = sweep.file(row, CONFUSION)
+    try:
+        return Confusion.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
+
+
+def pictures(sweep: Sweep, row: pd.Series) -> dict[str, Picture]:
+    """The matrices that a trial's terms have kept (transport plans), by name."""
+    text = sweep.file(row, SNAPSHOTS)
+    try:
+        return Pictures.model_validate_json(text).pictures if text else {}
+    except ValidationError:
+        return {}
+
+
+def settings(sweep: Sweep, row: pd.Series) -> str | None:
+    """The trial with every default filled in, as YAML."""
+    return sweep.file(row, RESOLVED)
+
+
+def class_names(sweep: Sweep, rows: pd.DataFrame) -> dict[int, str]:
+    """Label → name of the classes, as the first trial that has them says; empty where none does."""
+    for _, row in rows[rows["status"] == "finished"].iterrows():
+        text = sweep.file(row, PER_CLASS)
+        if text:
+            return {label: line[0] for label, line in enumerate(list(csv.reader(StringIO(text)))[1:]) if line}
+    return {}

@@ -1,0 +1,94 @@
+"""The page: which sweep, which view, and that it is read again when the store has something new."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import count
+
+import streamlit as st
+
+from dashboards import ask, source, text
+from dashboards.views import ablation, compare, cost, failures, leaderboard, overview, trial
+from otkd.core.errors import OtkdError
+from otkd.core.layout import Layout
+from otkd.report import live
+
+VIEWS = {
+    "Overview": overview,
+    "Leaderboard": leaderboard,
+    "Compare two": compare,
+    "Ablations": ablation,
+    "One trial": trial,
+    "Cost": cost,
+    "Failures": failures,
+}
+LOOK_S = 10
+"""Seconds between two looks at whether the store has something new."""
+
+
+def main() -> None:
+    """Draw the page."""
+    st.set_page_config(page_title="otkd", layout="wide")
+    text.style()
+    layout = Layout(os.environ.get("OTKD_RUNS", "runs"))
+    stamp = live.stamp(layout)
+    which, switches = st.columns([3, 2], vertical_alignment="bottom")
+    with switches:
+        _watch(layout, stamp)
+    with which:
+        sweep = _sweep(layout)
+    if sweep is not None:
+        _show(sweep)
+
+
+def _sweep(layout: Layout) -> source.Sweep | None:
+    """The sweep that was chosen. Where it cannot be read, that is said, and what was read before stays."""
+    before: source.Sweep | None = st.session_state.get("sweep.read")
+    try:
+        names = source.sweeps(layout)
+        asked = st.query_params.get("sweep")
+        name = ask.one("Sweep", names, "sweep", asked, help="The newest first.")
+        sweep = source.read(layout, name)
+    except OtkdError as error:
+        text.notice(str(error))
+        if before is None:
+            text.say("This page looks again every few seconds, and shows the sweep as soon as there is one.")
+        else:
+            text.small("Shown below is what was read before.")
+        return before
+    st.session_state["sweep.read"] = sweep
+    return sweep
+
+
+def _show(sweep: source.Sweep) -> None:
+    names = list(VIEWS)
+    if ask.KEPT + "view" not in st.session_state and st.query_params.get("view") in names:
+        ask.preset("view", st.query_params["view"])
+    view = ask.word("View", names, "view")
+    here = {"sweep": sweep.info.name, "view": view}
+    if st.query_params.to_dict() != here:
+        st.query_params.from_dict(here)
+    text.title(sweep.info.name)
+    try:
+        VIEWS[view].show(sweep)
+    except OtkdError as error:
+        text.notice(str(error))
+    text.small(f"Read {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(sweep.read))} from {sweep.layout.root}.")
+
+
+def _watch(layout: Layout, stamp: str) -> None:
+    """A switch for reading again by itself, and a button for now."""
+    switch, button = st.columns(2, vertical_alignment="center")
+    on = switch.toggle("Live", value=True, key="live", help=f"Looks every {LOOK_S} s; reads where something is new.")
+    if button.button("Read again", width="stretch"):
+        source.again()
+        st.rerun()
+    calls = count()
+
+    @st.fragment(run_every=LOOK_S if on else None)
+    def look() -> None:
+        if next(calls) and live.stamp(layout) != stamp:
+            st.rerun()
+
+    look()

@@ -1,0 +1,130 @@
+"""The sweep that is shown: read once, kept until the store has something new, shared by all who look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from otkd.core import names, plugins
+from otkd.core.layout import Layout
+from otkd.report import frame as frames
+from otkd.report import live, render, style, summary
+from otkd.report.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+METRICS = {names.VAL_TOP1: "val top-1 %", names.TRAIN_TOP1: "train top-1 %", names.TRAIN_LOSS: "train loss"}
+"""Metric of a learning curve → its words."""
+
+LARGE = 100
+"""Methods times pairs above which a sweep is large."""
+
+KEPT = 3
+"""Sweeps (or states of one) that are kept in memory."""
+
+
+class Sweep:
+    """A sweep as it was when it was read. All sessions share its frames, so none may change them."""
+
+    def __init__(self, layout: Layout, record: Any, epochs: pd.DataFrame) -> None:
+        self.layout = layout
+        self.info = record.info
+        self.started = record.started
+        self.read = time.time()
+        self.epochs = epochs
+        self.frame = frames.trials(record, epochs)
+        self._made: dict[Hashable, list[Table]] = {}
+
+    @property
+    def pairs(self) -> list[str]:
+        """Pairs in the order of the sweep."""
+        return frames.pairs(self.frame)
+
+    @property
+    def students(self) -> pd.DataFrame:
+        """The trials that are compared."""
+        return frames.students(self.frame)
+
+    @property
+    def large(self) -> bool:
+        """Whether tables over all pairs take long: then a view begins with one pair, or waits to be asked."""
+        return len(self.pairs) * len(frames.variants(self.frame)) > LARGE
+
+    @cached_property
+    def colours(self) -> dict[str, str]:
+        """Method → its colour in the report."""
+        return {name: look.colour for name, look in style.looks(self.frame).items()}
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """What the report says in words."""
+        return summary.sentences(self.frame)
+
+    def tables(self, name: str, pairs: Iterable[str] = ()) -> list[Table]:
+        """The report's tables of the plug-in `name`, on `pairs` alone where these are named; made once."""
+        wanted = (name, *pairs)
+        if wanted not in self._made:
+            self._made[wanted] = list(plugins.load("tables", name).table(self.on(pairs), self.info))
+        return self._made[wanted]
+
+    def on(self, pairs: Iterable[str]) -> pd.DataFrame:
+        """The frame with the students of `pairs` alone, and every teacher; as it is where none are named."""
+        chosen = set(pairs)
+        if not chosen:
+            return self.frame
+        return self.frame[self.frame["pair"].isin(chosen) | (self.frame["teacher"] == "")]
+
+    def curves(self, keys: Iterable[str]) -> pd.DataFrame:
+        """Rows of the learning curves (key, metric, epoch, value) of some trials."""
+        found = [self._places[key] for key in keys if key in self._places]
+        return self.epochs.iloc[np.concatenate(found)] if found else self.epochs.iloc[:0]
+
+    def file(self, row: pd.Series, path: str) -> str | None:
+        """A text file of a trial's run; None where there is none."""
+        return _file(str(self.layout.root), live.store(self.layout), row["run_id"], row["status"], path)
+
+    @cached_property
+    def _places(self) -> dict[Any, Any]:
+        """Trial key → positions of its rows in the learning curves."""
+        found: dict[Any, Any] = self.epochs.groupby("key", sort=False, observed=True).indices
+        return found
+
+
+def sweeps(layout: Layout) -> list[str]:
+    """Names of the sweeps on record, the newest first."""
+    return _sweeps(str(layout.root), live.store(layout), live.stamp(layout))
+
+
+def read(layout: Layout, name: str) -> Sweep:
+    """The newest sweep of a name."""
+    return _read(str(layout.root), live.store(layout), name, live.stamp(layout))
+
+
+def again() -> None:
+    """Forget what was read."""
+    _sweeps.clear()
+    _read.clear()
+    _file.clear()
+
+
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def _sweeps(root: str, store: str, stamp: str) -> list[str]:
+    return live.sweeps(Layout(root))
+
+
+@st.cache_resource(max_entries=KEPT, show_spinner="Reading the sweep …")
+def _read(root: str, store: str, name: str, stamp: str) -> Sweep:
+    layout = Layout(root)
+    return Sweep(layout, *render.read(layout, name))
+
+
+@st.cache_data(max_entries=300, show_spinner=False)
+def _file(root: str, store: str, run_id: str, status: str, path: str) -> str | None:
+    return live.text(Layout(root), run_id, path)
