@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from otkd.core import names
 from otkd.core.errors import StorageError
 from otkd.core.layout import Layout, atomic
 from otkd.core.trial import digest
@@ -69,8 +70,8 @@ def epochs(layout: Layout, record: SweepRecord) -> pd.DataFrame:
 
 
 def mark(row: TrialRow) -> str:
-    """Changes whenever a trial gets another run, state, end or last value of a metric."""
-    told = (row.run_id, row.status, row.ended, sorted(row.metrics.items()))
+    """Changes whenever a trial gets another run, state, end or last value of a metric, or files that were missing."""
+    told = (row.run_id, row.status, row.ended, row.tags.get(names.TAG_FILES, ""), sorted(row.metrics.items()))
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 

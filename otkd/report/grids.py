@@ -11,14 +11,14 @@ import pandas as pd
 from otkd.core import names
 from otkd.core.records import SweepInfo
 from otkd.report import selection
-from otkd.report.frame import budget, show, students
+from otkd.report.frame import budget, configuration, show, students
 
 VALUE = "value"
 """Column of `Grid.trials`."""
 VAL, TEST = "val top-1, best epoch", "test top-1, last epoch"
 """Selection rules."""
-Settings = Mapping[str, Mapping[str, Any]]
-"""Trial key → path of a setting → its value."""
+Settings = Mapping[tuple[str, str, str], Mapping[str, Any]]
+"""Trial key, pair and configuration → path of a setting → its value; sweeps may give one trial several labels."""
 
 
 class Grid(NamedTuple):
@@ -54,7 +54,7 @@ def grids(frame: pd.DataFrame, info: SweepInfo) -> list[Grid]:
     compared = students(frame)
     compared = compared[compared["stage"] == ""]
     tried = frame[(frame["stage"] == selection.SEARCH) & (frame["teacher"] != "")]
-    settings = {label.key: label.axes for label in info.labels}
+    settings = {(label.key, label.pair, f"{label.method} {configuration(label)}"): label.axes for label in info.labels}
     if compared[names.BEST_VAL_TOP1].notna().any():
         found = _of(compared, names.BEST_VAL_TOP1, settings, VAL, True)
     else:
@@ -63,10 +63,15 @@ def grids(frame: pd.DataFrame, info: SweepInfo) -> list[Grid]:
     return found + (_of(plain, selection.VAL, settings, VAL, True) if len(tried) else [])
 
 
+def _places(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+    titles = rows["method"] + " " + rows["configuration"]
+    return list(zip(rows["key"], rows["pair"], titles, strict=True))
+
+
 def _of(rows: pd.DataFrame, column: str, settings: Settings, by: str, held_out: bool) -> list[Grid]:
     found = []
     for (pair, method), group in rows.groupby(selection.STUDY, sort=False):
-        own = [{path: show(value) for path, value in settings.get(key, {}).items()} for key in group["key"]]
+        own = [{path: show(value) for path, value in settings.get(place, {}).items()} for place in _places(group)]
         paths = dict.fromkeys(path for one in own for path in one)
         values = {path: list(dict.fromkeys(one.get(path, "") for one in own)) for path in paths}
         values = {path: texts for path, texts in values.items() if len(texts) > 1}

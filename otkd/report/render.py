@@ -211,6 +211,7 @@ def build(
     files = {SUMMARY: json.dumps(told, ensure_ascii=False, indent=1), **files}
     try:
         _clear(folder, files)
+        (folder / PAGE).unlink(missing_ok=True)  # with it the report is whole, so the old one shall not vouch for this
         for path, content in files.items():
             _write(folder / path, content)
     except (OSError, StorageError) as error:

@@ -9,7 +9,7 @@ import pytest
 from report_sweeps import PAIRS, Sweep
 
 from otkd.core import names
-from otkd.report import frame
+from otkd.report import frame, grids
 from otkd.report.formats import latex, markdown
 from otkd.report.tables import importance, interactions
 
@@ -190,3 +190,18 @@ def test_a_users_words_are_escaped():
         assert r"50\% a\_b \$x\$ \textbar{}" in text
         assert text.isascii()
         assert "<script>" not in markdown(table)
+
+
+def test_one_trial_with_a_label_for_each_axis_makes_no_grid():
+    """The default setting of two one-factor ablations is one trial."""
+    sweep = Sweep()
+    for value, seed in ((1, 0), (2, 0)):
+        sweep.student("by-weight", 70.0 + value, seed, terms=("ce", "transport"), axes={"transport.weight": value})
+    for cost in ("cosine", "sqeuclidean"):
+        sweep.student("by-cost", 71.0, 0, terms=("ce", "transport"), axes={"transport.cost": cost})
+    record = sweep.record()
+    shared = record.info.labels[0].key
+    labels = (*record.info.labels[:2], record.info.labels[2].model_copy(update={"key": shared}), record.info.labels[3])
+    rows = (*record.trials[:2], record.trials[2]._replace(label=labels[2]), record.trials[3])
+    record = record._replace(info=record.info.model_copy(update={"labels": labels}), trials=rows)
+    assert grids.grids(frame.trials(record), record.info) == []

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from otkd.core.confusion import Confusion
 from otkd.core.records import SweepInfo
-from otkd.report import stats, style
+from otkd.report import choice, stats, style
 from otkd.report.frame import baselines, budget, pairs, students
 from otkd.report.tables.accuracy import lines
 
@@ -95,7 +95,8 @@ def _change(frame: pd.DataFrame, pair: str, files: Any) -> Change | None:
 
 def _picked(frame: pd.DataFrame, pair: str) -> tuple[str, str] | None:
     """The best method by mean test top-1, and the baseline that it is held against."""
-    cells = {line.variant: line.cell.summary for line in lines(frame, pair) if line.cell.summary.n}
+    every = lines(frame, pair, choice.DEFAULT.column)
+    cells = {line.variant: line.cell.summary for line in every if line.cell.summary.n}
     base = next((name for name in baselines(frame) if name in cells), None)
     others = {name: found for name, found in cells.items() if name != base}
     if base is None or not others:
