@@ -25,7 +25,6 @@ FORMATS = {
 """Form → what is written in it."""
 DRAWN = frozenset({"html", "md", "pdf", "png"})
 """Forms that show figures."""
-PAGES = frozenset({"html", "md", "pdf"})
 GROUPS = ("tables", "plots")
 
 

@@ -164,3 +164,4 @@ def test_it_ends_when_it_is_told_to(server: tuple[int, Any]) -> None:
     _, process = server
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
+    assert process.poll() is not None

@@ -58,7 +58,10 @@ def test_every_view_opens(page: Callable[..., Any], view: str) -> None:
 def test_a_sweep_that_has_only_begun_opens(page: Callable[..., Any], view: str) -> None:
     sweep = Sweep()
     sweep.missing("student", 0)
-    page(sweep.record()).open(view)
+    opened = page(sweep.record())
+    opened.open(view)
+    assert opened.app.radio(key="view").value == view
+    assert not opened.app.exception
 
 
 @pytest.mark.parametrize("view", VIEWS)
