@@ -87,9 +87,12 @@ def theirs(store: Any, keys: Sequence[str]) -> tuple[int, pd.DataFrame]:
     """As `ours`."""
     import mlflow
 
-    mlflow.set_tracking_uri(store.uri)
     kept = f"tags.`{names.TAG_KIND}` = 'student'"
-    runs = mlflow.search_runs([store.experiment], kept, max_results=len(keys))
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        runs = mlflow.search_runs([store.experiment], kept, max_results=len(keys))
+    finally:
+        mlflow.set_tracking_uri(None)  # which takes it out of the environment, too
     told = sum(runs[name].notna().sum() for name in runs if name.startswith(("params.", "tags.")))
     rows = [
         (run, metric, one.step, one.value)

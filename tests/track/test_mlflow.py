@@ -370,25 +370,24 @@ def test_an_outage_delays_and_loses_nothing(
     sink: Any, invented: Any, layout: Layout, say: Any, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = sink()
-    client, log_batch, calls = writer.store.client, writer.store.client.log_batch, []
+    client, calls = writer.store.client, []
 
     def away(*_: Any, **__: Any) -> None:
         calls.append(1)
         raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(client, "log_batch", away)
-    monkeypatch.setattr(client, "get_experiment", away)
     began = time.monotonic()
     with caplog.at_level(logging.WARNING, "otkd.track"):
-        invented.play(writer)
-        assert time.monotonic() - began < 0.2, "training waits for tracking"
-        deadline = time.monotonic() + 20
-        while not caplog.records and time.monotonic() < deadline:  # until the writer has met the outage
-            time.sleep(0.01)
-        assert not writer.flush(0.1)
-        assert len(writer.pending) == 6
-        monkeypatch.setattr(client, "log_batch", log_batch)
-        monkeypatch.undo()
+        with monkeypatch.context() as outage:
+            outage.setattr(client, "log_batch", away)
+            outage.setattr(client, "get_experiment", away)
+            invented.play(writer)
+            assert time.monotonic() - began < 0.2, "training waits for tracking"
+            deadline = time.monotonic() + 20
+            while not caplog.records and time.monotonic() < deadline:  # until the writer has met the outage
+                time.sleep(0.01)
+            assert not writer.flush(0.1)
+            assert len(writer.pending) == 6
         assert writer.flush(20)
     writer.close()
     assert [r.getMessage().split(";")[0] for r in caplog.records] == [
@@ -561,18 +560,18 @@ def test_runs_of_a_killed_driver_end_and_those_of_others_stay(
 ) -> None:
     mine, theirs = invented.students[:2]
     other = invented.info.model_copy(update={"name": "other", "key": "0123"})
-    monkeypatch.setattr("otkd.track.runs.own", lambda *_: False)  # a store that others use as well
-    first, elsewhere = sink(), MlflowSink(other, layout)
-    first.start(mine)
-    elsewhere.start(theirs)
-    assert first.flush(20)
-    assert elsewhere.flush(20)
-    assert sink().flush(20)
+    with monkeypatch.context() as shared:
+        shared.setattr("otkd.track.runs.own", lambda *_: False)  # a store that others use as well
+        first, elsewhere = sink(), MlflowSink(other, layout)
+        first.start(mine)
+        elsewhere.start(theirs)
+        assert first.flush(20)
+        assert elsewhere.flush(20)
+        assert sink().flush(20)
     found = by_key(layout)
     assert [found[t.key].info.status for t in (mine, theirs)] == ["KILLED", "RUNNING"]
     assert mlflow.get_run(elsewhere.run_id).info.status == "RUNNING"
-    monkeypatch.undo()  # the store of one `runs/`, whose lock is ours
-    assert sink().flush(20)
+    assert sink().flush(20)  # the store of one `runs/`, whose lock is ours
     assert by_key(layout)[theirs.key].info.status == "KILLED"
     assert mlflow.get_run(elsewhere.run_id).info.status == "KILLED"
     elsewhere._writer.stop(5)
@@ -746,17 +745,17 @@ def test_files_are_tried_again_by_the_same_sweep(
     def refuse(*_: Any) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("otkd.track.runs.repository", refuse)
-    writer.start(trial)
-    writer.finish(say.result(trial.key, status))
-    assert writer.flush(20)
-    ended = by_key(layout)[trial.key]
-    assert ended.data.tags[names.TAG_STATUS] == status
-    assert ended.info.status != "RUNNING", "a report that is made now has its figures"
-    writer._writer.put(Interrupted(trial.key))
-    assert writer.flush(20)
-    assert by_key(layout)[trial.key].data.tags[names.TAG_STATUS] == status
-    monkeypatch.undo()
+    with monkeypatch.context() as refused:
+        refused.setattr("otkd.track.runs.repository", refuse)
+        writer.start(trial)
+        writer.finish(say.result(trial.key, status))
+        assert writer.flush(20)
+        ended = by_key(layout)[trial.key]
+        assert ended.data.tags[names.TAG_STATUS] == status
+        assert ended.info.status != "RUNNING", "a report that is made now has its figures"
+        writer._writer.put(Interrupted(trial.key))
+        assert writer.flush(20)
+        assert by_key(layout)[trial.key].data.tags[names.TAG_STATUS] == status
     writer.start(trial)
     writer.finish(say.result(trial.key, status))
     writer.close()
