@@ -42,13 +42,13 @@ def test_the_sweep_is_read_as_one_of_the_trackers(layout: Layout) -> None:
     assert len(students) == store.QUICK.trials == 30
     assert {row.status for row in record.trials} == {"finished"}, "so few lose none"
     for row in record.trials:
-        assert len(row.metrics) == 12 + 15
+        assert len(row.metrics) == 12 + 19
         assert row.params["seed"] == str(row.label.seed)
         assert row.ended is not None
     with closing(sqlite3.connect(layout.database)) as database:
         (count,) = database.execute("SELECT count(*) FROM metrics").fetchone()
         names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
-    assert count == 32 * (12 * 12 + 15)
+    assert count == 32 * (12 * 12 + 19)
     assert {"index_metrics_run_uuid", "index_metrics_run_uuid_key_step"} <= names
 
 

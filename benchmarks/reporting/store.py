@@ -175,7 +175,7 @@ def figures(top1: float, method: float) -> dict[str, float]:
     tests = {
         names.test(weights, figure): value
         for weights, less in (("last", 0.0), ("best", 0.1))
-        for figure, value in (("top1", top1 - less), ("top5", 93.0), ("loss", 1.1), ("agreement", 80 + method))
+        for figure, value in (("top1", top1 - less), ("top5", 93.0), ("loss", 1.1), ("agreement", 80 + method), ("ece", 6), ("kl", 0.6))
     }
     return {**tests, **sizes, names.BEST_EPOCH: 200.0, names.BEST_VAL_TOP1: top1 + 0.5, names.WALL_S: 2400.0}
 

@@ -30,6 +30,9 @@ def term(name: str, part: str) -> str:
 
 # per trial
 TEST_TOP1, TEST_TOP5, TEST_LOSS, TEST_AGREEMENT = "top1", "top5", "loss", "agreement"
+TEST_ECE, TEST_KL = "ece", "kl"
+"""Expected calibration error in percent; KL divergence of a student's probabilities from its teacher's in nats."""
+TEST_FIGURES = (TEST_TOP1, TEST_TOP5, TEST_LOSS, TEST_AGREEMENT, TEST_ECE, TEST_KL)
 
 
 def test(weights: str, figure: str) -> str:

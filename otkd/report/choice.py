@@ -66,16 +66,26 @@ class Metric(NamedTuple):
     @property
     def points(self) -> str:
         """What a difference is counted in, with a space before it; empty for a loss."""
-        return " points" if self.unit else ""
+        return " points" if self.unit == "%" else f" {self.unit}".rstrip()
+
+
+class Figure(NamedTuple):
+    """What is measured on a set of images."""
+
+    name: str
+    unit: str = "%"
+    lower: bool = False
+    digits: int = 2
 
 
 FIGURES = {
-    names.TEST_TOP1: ("top-1", "%"),
-    names.TEST_TOP5: ("top-5", "%"),
-    names.TEST_LOSS: ("loss", ""),
-    names.TEST_AGREEMENT: ("agreement with the teacher", "%"),
+    names.TEST_TOP1: Figure("top-1"),
+    names.TEST_TOP5: Figure("top-5"),
+    names.TEST_LOSS: Figure("loss", "", lower=True, digits=4),
+    names.TEST_AGREEMENT: Figure("agreement with the teacher"),
+    names.TEST_ECE: Figure("calibration error", lower=True),
+    names.TEST_KL: Figure("divergence from the teacher", "nats", lower=True, digits=4),
 }
-"""Figure → its name and unit."""
 LAST = "Measured once, with the weights of the last epoch: none were picked by looking at test images."
 BEST = "Measured once, with the weights that were best on held-out validation images."
 TESTED = {
@@ -88,25 +98,16 @@ VAL_LAST = "Measured on held-out validation images after the last epoch; what wa
 
 def _tested(weights: str, figure: str) -> Metric:
     rule, by, measured = TESTED[weights]
-    name, unit = FIGURES[figure]
-    loss = figure == names.TEST_LOSS
+    name, unit, lower, digits = FIGURES[figure]
     return Metric(
-        names.test(weights, figure),
-        f"test {name}",
-        rule,
-        f"test {name} with {by}",
-        measured,
-        loss,
-        unit,
-        4 if loss else 2,
+        names.test(weights, figure), f"test {name}", rule, f"test {name} with {by}", measured, lower, unit, digits
     )
 
 
 def _validated(column: str, figure: str) -> Metric:
-    name, unit = FIGURES[figure]
-    loss = figure == names.TEST_LOSS
+    name, unit, lower, digits = FIGURES[figure]
     by = f"val {name} after the last epoch"
-    return Metric(column, f"val {name}", "last epoch", by, VAL_LAST, loss, unit, 4 if loss else 2)
+    return Metric(column, f"val {name}", "last epoch", by, VAL_LAST, lower, unit, digits)
 
 
 KNOWN = (

@@ -65,7 +65,7 @@ SIZES = (names.PARAMS, names.MADDS, names.BYTES, names.LATENCY_MS)
 TESTS = tuple(
     names.test(weights, figure)
     for weights in ("last", "best")
-    for figure in (names.TEST_TOP1, names.TEST_TOP5, names.TEST_LOSS, names.TEST_AGREEMENT)
+    for figure in names.TEST_FIGURES
 )
 TRIAL_METRICS = (*TESTS, names.BEST_EPOCH, names.BEST_VAL_TOP1, *SIZES, names.WALL_S)
 METRICS = (*EPOCH_METRICS, *TRIAL_METRICS, *(names.TEACHER + name for name in (*TESTS, *SIZES)))

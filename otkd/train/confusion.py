@@ -20,7 +20,7 @@ class Counts:
         self.classes = classes
         self._cells = [torch.empty(0, dtype=torch.int64, device=device)]
 
-    def add(self, target_B: Tensor, taken_B: Tensor) -> None:
+    def add(self, target_B: Tensor, taken_B: Tensor, logits_BK: Tensor) -> None:
         """Count a batch: its classes, and those that the network takes it for."""
         self._cells.append(target_B * self.classes + taken_B)
 

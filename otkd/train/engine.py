@@ -31,10 +31,11 @@ from otkd.data.batches import Batches
 from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe, Snapshot
 from otkd.train import checkpoint
+from otkd.train.confidence import Confidence
 from otkd.train.confusion import Counts
 from otkd.train.device import Stopwatch, autocast_dtype, keep_freed_memory, peak_mib, pick
 from otkd.train.distributed import Group, GroupError
-from otkd.train.evaluate import EVAL_BATCH, evaluate
+from otkd.train.evaluate import EVAL_BATCH, Look, evaluate
 from otkd.train.measure import compression
 from otkd.train.provenance import provenance
 from otkd.train.pulse import DeadlineError, Pulse, PulsedBatches, Stopped
@@ -295,7 +296,7 @@ class CohortTrainer:
         if not self.splits.card.streamed:
             return
         if self.teacher is not None:
-            self.teacher.answers(self.test)  # which are needed in the end
+            self.teacher.logits(self.test)  # which are needed in the end
         else:
             deque(self.test.ordered(EVAL_BATCH), maxlen=0)
 
@@ -448,9 +449,13 @@ class CohortTrainer:
         }
         return student.end_epoch(metrics, val)
 
-    def _evaluate(self, student: Student, batches: Batches, counts: Counts | None = None) -> dict[str, float]:
+    def _evaluate(self, student: Student, batches: Batches, *looks: Look) -> dict[str, float]:
         answers_N = self.teacher.answers(batches) if self.teacher else None
-        return evaluate(student.deployed, batches, self.dtype, answers_N, self.group, counts)
+        return evaluate(student.deployed, batches, self.dtype, answers_N, self.group, looks)
+
+    def _test(self, student: Student, *looks: Look) -> dict[str, float]:
+        confidence = Confidence(self.teacher.logits(self.test) if self.teacher else None, self.device)
+        return self._evaluate(student, self.test, confidence, *looks) | confidence.figures(self.group)
 
     def _end(self, student: Student) -> None:
         if student not in self.students:
@@ -465,7 +470,7 @@ class CohortTrainer:
     def _final_figures(self, student: Student) -> dict[str, float]:
         """What is measured once: test accuracy with last and best weights, size and speed; the teacher's too."""
         counts = Counts(self.splits.card.classes, self.device)
-        last = self._evaluate(student, self.test, counts)
+        last = self._test(student, counts)
         confusion = counts.record(self.group)
         figures = {names.test("last", name): value for name, value in last.items()}
         if self.leads:
@@ -502,7 +507,7 @@ class CohortTrainer:
         if student.best.epoch == student.trial.train.epochs:
             return last
         student.deployed.load_state_dict(student.best.weights)
-        return self._evaluate(student, self.test)
+        return self._test(student)
 
     def _finish(self, student: Student, status: str, figures: dict[str, float]) -> None:
         result = self._result(student.trial, status, figures, student.problem, student.history, student.started)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from otkd.core import names
 from otkd.core.output import ModelOutput
 from otkd.data.batches import Batches
-from otkd.train.confusion import Counts
 from otkd.train.distributed import Group
 
 EVAL_BATCH = 250
@@ -29,11 +29,25 @@ def hits(best_B5: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
     return hit_B5[:, 0].sum(), hit_B5.sum()
 
 
+class Look(Protocol):
+    """Collects something else in the pass that measures accuracy."""
+
+    def add(self, target_B: Tensor, taken_B: Tensor, logits_BK: Tensor) -> None:
+        """Take a batch, in order: its classes, those that the network takes it for, and its logits."""
+
+
+def classes(logits_BK: Tensor) -> Tensor:
+    """The class (B,) with the largest logit."""
+    return logits_BK.argmax(1)
+
+
 @torch.inference_mode()
-def predictions(network: Callable[[Tensor], ModelOutput], batches: Batches) -> Tensor:
-    """The class (N,) with the largest logit, for every image in order."""
+def predictions(
+    network: Callable[[Tensor], ModelOutput], batches: Batches, of: Callable[[Tensor], Tensor] = classes
+) -> Tensor:
+    """What is kept `of` the logits of every image in order (N, ...)."""
     own = (batch for batch in batches.ordered(EVAL_BATCH) if len(batch.target))
-    return torch.cat([network(batch.image).logits.argmax(1) for batch in own])
+    return torch.cat([of(network(batch.image).logits) for batch in own])
 
 
 @torch.inference_mode()
@@ -43,7 +57,7 @@ def evaluate(
     dtype: torch.dtype | None,
     answers_N: Tensor | None,
     group: Group | None = None,
-    counts: Counts | None = None,
+    looks: Sequence[Look] = (),
 ) -> dict[str, float]:
     """Loss (cross-entropy), top-1 and top-5 in percent, and top-1 agreement with `answers_N` in percent, if given.
 
@@ -52,7 +66,7 @@ def evaluate(
     Args:
         answers_N: classes, for the images of this process's shard.
         group: the processes that share the images; each measures its shard, and all get the figures of all images.
-        counts: is told which class each image is taken for.
+        looks: are shown every batch.
     """
     device = batches.device
     model.eval()
@@ -69,8 +83,8 @@ def evaluate(
         top1, top5 = hits(best_B5, batch.target)
         sums[1] += top1
         sums[2] += top5
-        if counts is not None:
-            counts.add(batch.target, best_B5[:, 0])
+        for look in looks:
+            look.add(batch.target, best_B5[:, 0], logits_BK)
         if answers_N is not None:
             sums[3] += (best_B5[:, 0] == answers_N[seen : seen + size]).sum()
         seen += size

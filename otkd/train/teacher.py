@@ -19,7 +19,7 @@ from otkd.data.pipeline import Splits
 from otkd.models.factory import create
 from otkd.train.checkpoint import load_weights
 from otkd.train.device import compile_network
-from otkd.train.evaluate import EVAL_BATCH, predictions
+from otkd.train.evaluate import EVAL_BATCH, classes, predictions
 from otkd.train.fold import folded
 
 
@@ -63,6 +63,7 @@ class Teacher:
             compile_network(self._answering)
         self._device, self._dtype, self._classes = device, dtype, card.classes
         self._answers: dict[int, Tensor] = {}
+        self._logits: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, image_BCHW: Tensor) -> ModelOutput:
@@ -84,8 +85,15 @@ class Teacher:
     def answers(self, batches: Batches) -> Tensor:
         """The classes that the teacher predicts for the images of this process's shard; computed once for each set."""
         if id(batches) not in self._answers:
-            self._answers[id(batches)] = predictions(self, batches)
+            known_NK = self._logits.get(id(batches))
+            self._answers[id(batches)] = predictions(self, batches) if known_NK is None else classes(known_NK)
         return self._answers[id(batches)]
+
+    def logits(self, batches: Batches) -> Tensor:
+        """The logits (N, K) for the same images; computed once for each set."""
+        if id(batches) not in self._logits:
+            self._logits[id(batches)] = predictions(self, batches, lambda logits_BK: logits_BK)
+        return self._logits[id(batches)]
 
 
 def _cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -16,6 +16,7 @@ from otkd.report.tables import (
     ablation,
     accuracy,
     agreement,
+    calibration,
     compression,
     cost,
     diagnostics,
@@ -360,11 +361,39 @@ def test_agreement_stands_beside_accuracy():
         sweep.student("kd", 74.0, seed, **{names.test("last", "agreement"): share})
         sweep.student("ot", 75.0, seed)
     (table,) = tables(agreement, sweep)
+    assert "KL" not in table.caption, "none was recorded"
     shares = table.flat()[f"{PAIR}, agreement %, last epoch, n = 2"]
     assert shares.to_dict() == {"kd": "81.00 ± 1.41", "ot": "— (no figure ×2)"}
     figures = table.flat()[f"{PAIR}, test top-1 %, last epoch, n = 2"]
     assert figures.to_dict() == {"kd": "74.00 ± 0.00", "ot": "75.00 ± 0.00"}
     assert tables(agreement, full_sweep()) == []
+
+
+def test_divergence_from_the_teacher_stands_beside_agreement():
+    sweep = Sweep()
+    for seed, value in enumerate((0.5, 0.7)):
+        sweep.student("kd", 74.0, seed, **{names.test("last", "agreement"): 80.0, names.test("last", "kl"): value})
+    (table,) = tables(agreement, sweep)
+    assert table.flat()[f"{PAIR}, KL, nats, last epoch, n = 2"].to_dict() == {"kd": "0.6000 ± 0.1414"}
+    assert table.data[["kl_mean", "kl_n", "top1_mean"]].to_numpy().tolist() == [[0.6, 2, 74.0]]
+
+
+def test_calibration_marks_the_lowest_error():
+    sweep = Sweep()
+    ece, loss = (names.test("last", name) for name in ("ece", "loss"))
+    for seed in (0, 1):
+        sweep.student("kd", 74.0, seed, **{ece: 10.0 + seed, loss: 1.25, names.TEACHER + ece: 4.0})
+        sweep.student("ot", 75.0, seed, **{ece: 6.0, loss: 1.5})
+    (table,) = tables(calibration, sweep)
+    errors = table.flat()[f"{PAIR}, test calibration error %, last epoch, n = 2"]
+    assert errors.to_dict() == {
+        "teacher": "4.00 (n = 1, no spread)",
+        "kd": "10.50 ± 0.71",
+        "ot": "6.00 ± 0.00",
+    }
+    assert table.bold == {(2, 0), (1, 1)}, "ot by error, kd by loss"
+    assert table.apart == 1
+    assert tables(calibration, full_sweep()) == []
 
 
 def test_terms_tell_of_themselves():

@@ -21,8 +21,8 @@ class Two(Group):
 @pytest.fixture
 def counts():
     made = Counts(3, torch.device("cpu"))
-    made.add(torch.tensor([0, 0, 2, 1]), torch.tensor([0, 2, 0, 1]))
-    made.add(torch.tensor([0]), torch.tensor([2]))
+    for target, taken in (([0, 0, 2, 1], [0, 2, 0, 1]), ([0], [2])):
+        made.add(torch.tensor(target), torch.tensor(taken), torch.empty(len(target), 3))
     return made
 
 

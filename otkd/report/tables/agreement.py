@@ -1,4 +1,4 @@
-"""How far a student does what its teacher does: top-1 agreement on the test images."""
+"""How far a student does what its teacher does: top-1 agreement, and divergence of its probabilities, on test images."""
 
 from __future__ import annotations
 
@@ -9,43 +9,53 @@ import pandas as pd
 from otkd.core import names
 from otkd.core.records import SweepInfo
 from otkd.report import stats
+from otkd.report.choice import FIGURES
 from otkd.report.frame import budget, pairs, students, variants
 from otkd.report.table import Table, grouped
-from otkd.report.tables.accuracy import lines
 
 TITLE = "Agreement with the teacher"
 ORDER = 45
 
-AGREEMENT, TOP1 = names.test("last", names.TEST_AGREEMENT), names.test("last", names.TEST_TOP1)
+COLUMNS = {
+    names.TEST_AGREEMENT: "agreement %",
+    names.TEST_KL: "KL, nats",
+    names.TEST_TOP1: "test top-1 %",
+}
+"""Figure → head of its column; the first two are of the teacher, and the last stands beside them."""
 
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     """One table; none where no student's agreement is on record."""
-    if not students(frame)[AGREEMENT].notna().any():
+    rows = students(frame)
+    there = [figure for figure in COLUMNS if rows[names.test("last", figure)].notna().any()]
+    if there in ([], [names.TEST_TOP1]):
         return []
     columns: dict[tuple[str, str], Sequence[str]] = {}
-    records = []
+    records: dict[tuple[str, str], dict[str, object]] = {}
     for pair in pairs(frame):
-        rows = students(frame)
-        shared = stats.cells(rows[rows["pair"] == pair], variants(frame), AGREEMENT)
-        found = [(line.variant, line.cell, shared[line.variant]) for line in lines(frame, pair, TOP1)]
-        expected, n = stats.header_n(cell.summary for _, _, cell in found)
-        shares = [stats.explain(cell.summary, cell.lacks, expected) for *_, cell in found]
-        columns[pair, f"agreement %, last epoch, {n}"] = shares
-        expected, n = stats.header_n(top1.summary for _, top1, _ in found)
-        figures = [stats.explain(top1.summary, "", expected) for _, top1, _ in found]
-        columns[pair, f"test top-1 %, last epoch, {n}"] = figures
-        records += [
-            {"pair": pair, "method": name, **cell.summary._asdict(), "top1_mean": top1.summary.mean}
-            for name, top1, cell in found
-        ]
+        own = rows[rows["pair"] == pair]
+        for figure in there:
+            cells = stats.cells(own, variants(frame), names.test("last", figure))
+            expected, n = stats.header_n(cell.summary for cell in cells.values())
+            # top-1 is explained by the table of accuracy; what is lacking here is said once, by the first column
+            columns[pair, f"{COLUMNS[figure]}, last epoch, {n}"] = [
+                stats.explain(cell.summary, cell.lacks if figure == there[0] else "", expected, FIGURES[figure].digits)
+                for cell in cells.values()
+            ]
+            for name, cell in cells.items():
+                record = records.setdefault((pair, name), {"pair": pair, "method": name})
+                record |= {f"{figure}_{part}": value for part, value in cell.summary._asdict().items()}
     text = grouped(columns, variants(frame), "method")
-    return [Table("agreement", TITLE, _caption(frame), text, pd.DataFrame(records))]
+    return [Table("agreement", TITLE, _caption(frame, there), text, pd.DataFrame(list(records.values())))]
 
 
-def _caption(frame: pd.DataFrame) -> str:
+def _caption(frame: pd.DataFrame, there: Sequence[str]) -> str:
+    divergence = (
+        " KL: divergence of the student's probabilities from the teacher's, KL(teacher ‖ student) at temperature 1, mean "
+        "over test images; lower is closer."
+    )
     return (
-        "Share of test images on which student and teacher name the same class, right or wrong, with the last epoch's "
-        "weights; mean ± sample standard deviation over n seeds. High accuracy with low agreement is a student that "
-        f"found its own way. {budget(frame)}"
+        "Agreement: share of test images on which student and teacher name the same class, right or wrong, with the "
+        f"last epoch's weights; mean ± sample standard deviation over n seeds.{divergence * (names.TEST_KL in there)} "
+        f"High accuracy with low agreement is a student that found its own way. {budget(frame)}"
     )
