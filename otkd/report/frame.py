@@ -62,11 +62,7 @@ EPOCH_METRICS = (
     *(names.EPOCH_S, names.OWN_S, names.TEACHER_S, names.DATA_S, names.EVAL_S, names.IMAGES_PER_S, names.PEAK_MIB),
 )
 SIZES = (names.PARAMS, names.MADDS, names.BYTES, names.LATENCY_MS)
-TESTS = tuple(
-    names.test(weights, figure)
-    for weights in ("last", "best")
-    for figure in names.TEST_FIGURES
-)
+TESTS = tuple(names.test(weights, figure) for weights in ("last", "best") for figure in names.TEST_FIGURES)
 TRIAL_METRICS = (*TESTS, names.BEST_EPOCH, names.BEST_VAL_TOP1, *SIZES, names.WALL_S)
 METRICS = (*EPOCH_METRICS, *TRIAL_METRICS, *(names.TEACHER + name for name in (*TESTS, *SIZES)))
 """Columns that every frame has; a metric beyond these (a term's, say) gets a column where some trial has it."""

@@ -1,4 +1,4 @@
-"""How far a student does what its teacher does: top-1 agreement, and divergence of its probabilities, on test images."""
+"""How far a student does what its teacher does: top-1 agreement and divergence of probabilities, on test images."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 
 def _caption(frame: pd.DataFrame, there: Sequence[str]) -> str:
     divergence = (
-        " KL: divergence of the student's probabilities from the teacher's, KL(teacher ‖ student) at temperature 1, mean "
-        "over test images; lower is closer."
+        " KL: divergence of the student's probabilities from the teacher's, KL(teacher ‖ student) at temperature 1, "
+        "mean over test images; lower is closer."
     )
     return (
         "Agreement: share of test images on which student and teacher name the same class, right or wrong, with the "

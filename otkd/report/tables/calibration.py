@@ -51,7 +51,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 def _caption(frame: pd.DataFrame) -> str:
     return (
         "Calibration error: expected calibration error of the class named first, |accuracy − mean confidence| in 15 "
-        "equal intervals of confidence, weighted by their images. Loss: cross-entropy in nats. Both on test images with "
-        "the last epoch's weights, at temperature 1, which scaling would lower; mean ± sample standard deviation over "
+        "equal intervals of confidence, weighted by their images. Loss: cross-entropy in nats. Both on test images, "
+        "last epoch's weights, temperature 1, which scaling would lower; mean ± sample standard deviation over "
         f"n seeds; bold: lowest mean among those with all n seeds. {budget(frame)}"
     )
