@@ -59,7 +59,7 @@ class TrialResult(Record):
 
 
 class Picture(Record):
-    """A matrix that a term keeps when training has ended: rows are the student's, columns the teacher's."""
+    """A matrix that a term keeps of a fixed batch: rows are the student's, columns the teacher's."""
 
     about: str
     """What it shows, for a caption."""
@@ -68,10 +68,19 @@ class Picture(Record):
     """Labels of rows and columns, ascending, where these are images."""
 
 
+class Moment(Record):
+    """The pictures of one epoch on the way, with fewer digits than those of the last."""
+
+    epoch: int
+    pictures: dict[str, Picture]
+
+
 class Pictures(Record):
     """All pictures of one trial, by `<term>-<name>`."""
 
     pictures: dict[str, Picture]
+    earlier: tuple[Moment, ...] = Field((), strict=False)
+    """The same before the last epoch, in order."""
 
 
 Stage = Literal["", "search", "final"]

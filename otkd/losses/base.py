@@ -95,7 +95,10 @@ class TermLoss(nn.Module):
         """
 
     def snapshot(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> dict[str, Snapshot]:
-        """What to keep of one fixed batch, in eval mode, when training has ended; by name within the term."""
+        """What to keep of one fixed batch, in eval mode, after some epochs and the last; by name within the term.
+
+        Nothing of what training goes on with may change.
+        """
         return {}
 
     @property

@@ -24,12 +24,13 @@ from otkd.core import names
 from otkd.core.errors import StorageError, TrialError
 from otkd.core.layout import Layout, write_text
 from otkd.core.output import Batch, ModelOutput
-from otkd.core.records import EpochRecord, FanOut, MetricSink, Picture, Pictures, TrialResult
+from otkd.core.records import EpochRecord, FanOut, MetricSink, Moment, Picture, Pictures, TrialResult
 from otkd.core.storage import Mirror
 from otkd.core.trial import Data, Dot, Trial
 from otkd.data.batches import Batches
 from otkd.data.pipeline import prepare
 from otkd.losses.base import Probe, Snapshot
+from otkd.losses.objective import MAIN
 from otkd.train import checkpoint
 from otkd.train.confidence import Confidence
 from otkd.train.confusion import Counts
@@ -429,6 +430,10 @@ class CohortTrainer:
         self, student: Student, teacher_s: float, data_s: float, system: Mapping[str, float]
     ) -> EpochRecord:
         student.settle()
+        position = student.position
+        if self.leads and position.stage == MAIN and position.epoch in looked_at(position.epochs):
+            pictures = self._pictures(student, digits=3)
+            student.moments += [Moment(epoch=position.epoch, pictures=pictures)] if pictures else []
         begin = time.perf_counter()
         val = self._evaluate(student, self.val) if self.val else {}
         eval_s = time.perf_counter() - begin
@@ -488,19 +493,23 @@ class CohortTrainer:
         return figures | (self.teacher.metrics if self.teacher else {})
 
     def _keep_snapshots(self, student: Student) -> None:
-        """What the terms keep of the same few training images, with the last weights."""
+        pictures = self._pictures(student, digits=6)
+        if pictures:
+            kept = Pictures(pictures=pictures, earlier=tuple(student.moments))
+            write_text(student.folder.snapshots, kept.model_dump_json())
+
+    def _pictures(self, student: Student, digits: int) -> dict[str, Picture]:
+        """What the terms show of the same few training images, with the weights as they are."""
         if self.teacher is None:
-            return
+            return {}
         images = min(student.trial.train.batch_size, SNAPSHOT_IMAGES)
         batch = self.train.of_classes(SNAPSHOT_CLASSES, max(1, images // SNAPSHOT_CLASSES))
         try:
             snapshots = student.snapshots(batch, self.teacher(batch.image))
-            pictures = {name: _picture(snapshot) for name, snapshot in snapshots.items()}
+            return {name: _picture(snapshot, digits) for name, snapshot in snapshots.items()}
         except Exception as error:  # a picture is no reason to lose a trained network
             log.warning("%s keeps no picture: %s: %s", student.trial.key, type(error).__name__, error)
-            return
-        if pictures:
-            write_text(student.folder.snapshots, Pictures(pictures=pictures).model_dump_json())
+            return {}
 
     def _best_figures(self, student: Student, last: dict[str, float]) -> dict[str, float]:
         assert student.best is not None
@@ -584,8 +593,12 @@ class CohortTrainer:
         )
 
 
-def _picture(snapshot: Snapshot) -> Picture:
-    """Six digits of each number are enough to look at."""
-    matrix = tuple(tuple(float(f"{entry:.6g}") for entry in row) for row in snapshot.matrix_NM.tolist())
+def looked_at(epochs: int) -> set[int]:
+    """Before the last epoch: the first, and after each quarter of the training."""
+    return {1, epochs // 4, epochs // 2, 3 * epochs // 4} - {0, epochs}
+
+
+def _picture(snapshot: Snapshot, digits: int) -> Picture:
+    matrix = tuple(tuple(float(f"{entry:.{digits}g}") for entry in row) for row in snapshot.matrix_NM.tolist())
     classes = None if snapshot.classes_N is None else tuple(snapshot.classes_N.tolist())
     return Picture(about=snapshot.about, matrix=matrix, classes=classes)

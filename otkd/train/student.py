@@ -14,7 +14,7 @@ from otkd.core import names
 from otkd.core.cards import DataCard
 from otkd.core.layout import Layout
 from otkd.core.output import Batch, ModelOutput
-from otkd.core.records import EpochRecord
+from otkd.core.records import EpochRecord, Moment
 from otkd.core.seeds import derive
 from otkd.core.trial import Trial
 from otkd.losses.base import Probe, Snapshot
@@ -95,6 +95,8 @@ class Student:
         self.running = Running(self.device)
         self.history: list[EpochRecord] = []
         self.best: Best | None = None
+        self.moments: list[Moment] = []
+        """What the terms have shown on the way; of the first process alone."""
         self.started = time.time()
         self.clock = Stopwatch(self.device)
         self.check_every = 1 if self.device.type == "cpu" else CHECK_EVERY
@@ -272,6 +274,7 @@ class Student:
             "draws": self.draws.state,
             "history": [record.model_dump_json() for record in self.history],
             "best": tuple(self.best) if self.best else None,
+            "moments": [moment.model_dump_json() for moment in self.moments],
             "started": self.started,
             "prepare_s": self.prepare_s,
         }
@@ -296,6 +299,7 @@ class Student:
             self.random = RandomStream(derive(self.trial.seed, purpose, self.running.steps), self.device)
         self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
         self.best = Best(*state["best"]) if state["best"] else None
+        self.moments = [Moment.model_validate_json(text) for text in state["moments"]]
         self.started, self.prepare_s = state["started"], state["prepare_s"]
         return True
 

@@ -14,7 +14,7 @@ from otkd.core import names
 from otkd.core.errors import CheckpointError, OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.core.records import Pictures
-from otkd.core.trial import Data, Sgd, Train
+from otkd.core.trial import Constant, Data, Sgd, Train
 from otkd.losses.base import LossOutput
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
@@ -373,3 +373,36 @@ def test_the_plan_of_a_fixed_batch_is_kept(environment, trial):
         assert picture.classes == tuple(label for label in range(8) for _ in range(4))
         torch.testing.assert_close(matrix.sum(1), torch.full((32,), 1 / 32), rtol=1e-4, atol=0)
     assert not here.layout.trial(both[1].key).snapshots.exists()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(1, set()), (2, {1}), (3, {1, 2}), (6, {1, 3, 4}), (240, {1, 60, 120, 180})]
+)
+def test_pictures_are_taken_on_the_way(epochs, expected):
+    assert engine.looked_at(epochs) == expected
+
+
+def test_plans_of_earlier_epochs_are_kept_and_change_nothing(environment, trial, monkeypatch):
+    """What is kept after an epoch is what a training that ends there keeps, and the training is as without it."""
+    solver = {"name": "sinkhorn", "epsilon": 0.1}
+    objective = {"ce": {}, "transport": {"points": "channel", "layer": 1, "solver": solver, "warm_start": True}}
+    kept = {}
+    for epochs in (1, 4):
+        here = environment(str(epochs))
+        made = trial(objective, train=Train(epochs=epochs, batch_size=32, schedule=Constant(name="constant")))
+        fit([made], Mailbox(), here)
+        kept[epochs] = Pictures.model_validate_json(here.layout.trial(made.key).snapshots.read_text())
+        weights = torch.load(here.layout.trial(made.key).last, weights_only=True)
+    assert kept[1].earlier == ()
+    assert [moment.epoch for moment in kept[4].earlier] == [1, 2, 3]
+    first, alone, last = (
+        torch.tensor(pictures["transport-1"].matrix)
+        for pictures in (kept[4].earlier[0].pictures, kept[1].pictures, kept[4].pictures)
+    )
+    torch.testing.assert_close(first, alone, rtol=6e-3, atol=0)
+    assert not torch.allclose(first, last, rtol=6e-3)
+    monkeypatch.setattr(engine, "looked_at", lambda epochs: set())
+    here = environment("without")
+    fit([made], Mailbox(), here)
+    without = torch.load(here.layout.trial(made.key).last, weights_only=True)
+    assert all(torch.equal(weights[name], without[name]) for name in weights)
