@@ -1,4 +1,4 @@
-"""Times the report of a sweep of 5,000 trials, and how its curves are read; see `benchmarks/reporting`."""
+"""Times the report of a sweep of 5,000 trials, its live page, and reading its curves; see `benchmarks/reporting`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ sys.path[0] = str(HERE.parent)  # in place of this folder, in which there is an 
 from benchmarks.ot import THREADS, conditions, save  # noqa: E402
 
 ABOUT = ("device", "threads", "NumPy", "Python", "date")
-PACKAGES = ("mlflow", "pandas", "pyarrow", "matplotlib")
+PACKAGES = ("mlflow", "pandas", "pyarrow", "matplotlib", "streamlit")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     """Print tables as they come, then what they say of the targets; save them where asked to."""
     import torch
 
-    from benchmarks.reporting import reading, times
+    from benchmarks.reporting import pages, reading, times
     from benchmarks.reporting.store import FULL, QUICK, make
     from benchmarks.sweep import printed
     from benchmarks.training.speed import shown
@@ -54,11 +54,12 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     about = {key: value for key, value in conditions(torch.device("cpu")).items() if key in ABOUT}
     about |= {name: installed(name) or "not installed" for name in PACKAGES}
     texts = ["# The report of a large sweep\n\n" + "\n".join(f"- {key}: {value}" for key, value in about.items())]
-    texts += [part.LEGEND for part in (times, reading)]
+    parts = (times, pages, reading)
+    texts += [part.LEGEND for part in parts]
     print(*texts, sep="\n\n", flush=True)
     make(layout, size)
-    tables = list(printed(table for part in (times, reading) for table in part.measure(layout, size)))
-    records = [record for part in (times, reading) for target in part.TARGETS for record in judged(target, tables)]
+    tables = list(printed(table for part in parts for table in part.measure(layout, size)))
+    records = [record for part in parts for target in part.TARGETS for record in judged(target, tables)]
     tables += printed([shown("targets", records)])
     if options.save:
         save("report", about, texts, tables)

@@ -13,13 +13,13 @@ KEPT = "kept."
 
 def one(label: str, options: Sequence[Any], key: str, default: Any = None, **more: Any) -> Any:
     """One of several; the first unless it was chosen before or `default` names another. None of none."""
-    _restore(key, lambda value: value in options, default)
+    _restore(key, lambda value: value in options, default if default in options else next(iter(options), None))
     return _keep(key, st.selectbox(label, options, key=key, **more))
 
 
 def some(label: str, options: Sequence[str], key: str, empty: str, default: Sequence[str] = ()) -> list[str]:
     """Any number of several; none chosen means all of them, which `empty` says."""
-    _restore(key, lambda value: set(value) <= set(options), list(default) or None)
+    _restore(key, lambda value: set(value) <= set(options), list(default))
     chosen: list[str] = _keep(key, st.multiselect(label, options, key=key, placeholder=empty))
     return chosen
 
@@ -43,13 +43,12 @@ def preset(key: str, value: Any) -> None:
 
 
 def _restore(key: str, fits: Any, default: Any) -> None:
-    """Give a widget the value it had, or its default; one that it can no longer have is dropped."""
+    """Give a widget the value that it had, or its default where it can no longer have that.
+
+    Either is always named: a browser goes on showing the old one until it is told of another.
+    """
     kept = st.session_state.get(key, st.session_state.get(KEPT + key))
-    value = kept if kept is not None and fits(kept) else default
-    if value is not None and fits(value):
-        st.session_state[key] = value
-    else:
-        st.session_state.pop(key, None)
+    st.session_state[key] = kept if kept is not None and fits(kept) else default
 
 
 def _keep(key: str, value: Any) -> Any:

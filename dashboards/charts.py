@@ -11,15 +11,18 @@ import streamlit as st
 
 from dashboards import text
 from dashboards.source import METRICS, Sweep
-from otkd.report import stats, style
+from otkd.report import style
 
 HEIGHT = 300
 
 
 def curves(sweep: Sweep, trials: pd.DataFrame, by: str, colours: Mapping[str, str], key: str) -> None:
     """Learning curves of `trials`, one chart a metric: mean of the trials of each `by`, band ± their spread."""
-    _legend(colours, trials[by])
     long = sweep.curves(trials["key"]).merge(trials[["key", by]], on="key")
+    if long.empty:
+        text.small("No epoch of these is on record yet.")
+        return
+    _legend(colours, trials[by])
     metrics = [metric for metric in METRICS if (long["metric"] == metric).any()]
     for place, metric in zip(_cells(len(metrics)), metrics, strict=True):
         chart = _curve(averaged(long[long["metric"] == metric], by), METRICS[metric], colours)
@@ -30,8 +33,8 @@ def averaged(long: pd.DataFrame, by: str) -> pd.DataFrame:
     """Mean, spread and n of a metric by epoch and name; `low` and `high` bound the band."""
     finite = long[np.isfinite(long["value"])]
     groups = finite.groupby([by, "epoch"], sort=False, observed=True)["value"]
-    rows = [(str(name), int(epoch), *stats.summarise(values)) for (name, epoch), values in groups]
-    found = pd.DataFrame(rows, columns=["name", "epoch", "mean", "std", "n"])
+    found = groups.agg(["mean", "std", "count"]).reset_index()
+    found.columns = pd.Index(["name", "epoch", "mean", "std", "n"])
     spread = found["std"].fillna(0)
     return found.assign(low=found["mean"] - spread, high=found["mean"] + spread)
 
@@ -49,12 +52,14 @@ def points(data: pd.DataFrame, x: str, y: str, colours: Mapping[str, str], key: 
     zero, near = alt.Scale(zero=True), alt.Scale(zero=False, padding=12)
     _legend(colours, data["name"])
     base = alt.Chart(data)
-    across = alt.X("x_mean", type="quantitative", title=x, scale=zero)
+    few = alt.Axis(tickCount=6)
+    across = alt.X("x_mean", type="quantitative", title=x, scale=zero, axis=few)
+    left = alt.X("x_low", type="quantitative", title=x, axis=few)
     up = alt.Y("y_mean", type="quantitative", title=y, scale=near)
     tips = [_tip("name", "method"), _tip("y_mean", y), _tip("y_std", "±"), _tip("x_mean", x), _tip("n", "n")]
     marks = base.mark_point(filled=True, size=90, opacity=1).encode(x=across, y=up, color=colour, tooltip=tips)
     tall = base.mark_rule().encode(x=across, y=alt.Y("y_low", type="quantitative", title=y), y2="y_high", color=colour)
-    wide = base.mark_rule().encode(x=alt.X("x_low", type="quantitative", title=x), x2="x_high", y=up, color=colour)
+    wide = base.mark_rule().encode(x=left, x2="x_high", y=up, color=colour)
     st.altair_chart((tall + wide + marks).properties(height=HEIGHT + 60), width="stretch", key=key)
 
 

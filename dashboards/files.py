@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-from io import StringIO
-
 import pandas as pd
 from pydantic import ValidationError
 
 from dashboards.source import Sweep
 from otkd.core.confusion import Confusion
 from otkd.core.records import Picture, Pictures
+from otkd.report.files import PER_CLASS, by_label
 
-CONFUSION, PER_CLASS, SNAPSHOTS, RESOLVED = "confusion.json", "per-class.csv", "snapshots.json", "trial.yaml"
+CONFUSION, SNAPSHOTS, RESOLVED = "confusion.json", "snapshots.json", "trial.yaml"
 
 
 def confusion(sweep: Sweep, row: pd.Series) -> Confusion | None:
@@ -24,13 +22,18 @@ def confusion(sweep: Sweep, row: pd.Series) -> Confusion | None:
         return None
 
 
-def pictures(sweep: Sweep, row: pd.Series) -> dict[str, Picture]:
-    """The matrices that a trial's terms have kept (transport plans), by name."""
+def pictures(sweep: Sweep, row: pd.Series) -> dict[str, dict[str, Picture]]:
+    """The matrices that a trial's terms have kept (transport plans): name → epoch, in order → matrix."""
     text = sweep.file(row, SNAPSHOTS)
     try:
-        return Pictures.model_validate_json(text).pictures if text else {}
+        kept = Pictures.model_validate_json(text) if text else Pictures(pictures={})
     except ValidationError:
         return {}
+    found: dict[str, dict[str, Picture]] = {}
+    for epoch, made in [*((str(one.epoch), one.pictures) for one in kept.earlier), ("last", kept.pictures)]:
+        for name, picture in made.items():
+            found.setdefault(name, {})[epoch] = picture
+    return found
 
 
 def settings(sweep: Sweep, row: pd.Series) -> str | None:
@@ -43,5 +46,5 @@ def class_names(sweep: Sweep, rows: pd.DataFrame) -> dict[int, str]:
     for _, row in rows[rows["status"] == "finished"].iterrows():
         text = sweep.file(row, PER_CLASS)
         if text:
-            return {label: line[0] for label, line in enumerate(list(csv.reader(StringIO(text)))[1:]) if line}
+            return {label: one.name for label, one in enumerate(by_label(text))}
     return {}

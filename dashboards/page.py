@@ -12,6 +12,7 @@ from dashboards import ask, source, text
 from dashboards.views import ablation, compare, cost, failures, leaderboard, overview, trial
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
+from otkd.core.plugins import unknown
 from otkd.report import live
 
 VIEWS = {
@@ -25,6 +26,8 @@ VIEWS = {
 }
 LOOK_S = 10
 """Seconds between two looks at whether the store has something new."""
+READ, ASKED = "sweep.read", "sweep.asked"
+"""Keys of the session: the sweep that was read last, and one that the address names and that is not there."""
 
 
 def main() -> None:
@@ -32,33 +35,46 @@ def main() -> None:
     st.set_page_config(page_title="otkd", layout="wide")
     text.style()
     layout = Layout(os.environ.get("OTKD_RUNS", "runs"))
-    stamp = live.stamp(layout)
+    before: source.Sweep | None = st.session_state.get(READ)
+    stamp = before.stamp if before is not None and before.fresh else live.stamp(layout)
     which, switches = st.columns([3, 2], vertical_alignment="bottom")
     with switches:
         _watch(layout, stamp)
     with which:
-        sweep = _sweep(layout)
+        sweep = _sweep(layout, stamp, before)
     if sweep is not None:
         _show(sweep)
 
 
-def _sweep(layout: Layout) -> source.Sweep | None:
+def _sweep(layout: Layout, stamp: str, before: source.Sweep | None) -> source.Sweep | None:
     """The sweep that was chosen. Where it cannot be read, that is said, and what was read before stays."""
-    before: source.Sweep | None = st.session_state.get("sweep.read")
     try:
-        names = source.sweeps(layout)
-        asked = st.query_params.get("sweep")
-        name = ask.one("Sweep", names, "sweep", asked, help="The newest first.")
-        sweep = source.read(layout, name)
+        sweep = source.read(layout, _chosen(source.sweeps(layout, stamp)), stamp)
     except OtkdError as error:
-        text.notice(str(error))
+        text.notice(str(error), code=True)
         if before is None:
             text.say("This page looks again every few seconds, and shows the sweep as soon as there is one.")
         else:
             text.small("Shown below is what was read before.")
         return before
-    st.session_state["sweep.read"] = sweep
+    st.session_state[READ] = sweep
     return sweep
+
+
+def _chosen(names: list[str]) -> str:
+    """The sweep that is chosen or that the address names; what is not there is said until another is chosen."""
+    asked = st.session_state.setdefault(ASKED, st.query_params.get("sweep"))
+    if asked in names:
+        ask.preset("sweep", asked)
+        st.session_state[ASKED] = asked = None
+    name = str(ask.one("Sweep", names, "sweep", help="The newest first.", on_change=_nothing_asked))
+    if asked:
+        text.notice(f"The address asks for another: {unknown('sweep', asked, names)}")
+    return name
+
+
+def _nothing_asked() -> None:
+    st.session_state[ASKED] = None
 
 
 def _show(sweep: source.Sweep) -> None:
@@ -70,10 +86,11 @@ def _show(sweep: source.Sweep) -> None:
     if st.query_params.to_dict() != here:
         st.query_params.from_dict(here)
     text.title(sweep.info.name)
+    text.say(overview.standing(sweep.frame))
     try:
         VIEWS[view].show(sweep)
     except OtkdError as error:
-        text.notice(str(error))
+        text.notice(str(error), code=True)
     text.small(f"Read {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(sweep.read))} from {sweep.layout.root}.")
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
 from otkd.core import names, plugins
 from otkd.core.layout import Layout
+from otkd.report import choice, live, render, style, summary
 from otkd.report import frame as frames
-from otkd.report import live, render, style, summary
+from otkd.report.choice import Metric
 from otkd.report.table import Table
 
 if TYPE_CHECKING:
@@ -29,18 +29,29 @@ LARGE = 100
 KEPT = 3
 """Sweeps (or states of one) that are kept in memory."""
 
+REST = 5
+"""So many times as long as its reading took a sweep is not read again, so that a large one can be looked at, too."""
+
 
 class Sweep:
     """A sweep as it was when it was read. All sessions share its frames, so none may change them."""
 
-    def __init__(self, layout: Layout, record: Any, epochs: pd.DataFrame) -> None:
+    def __init__(self, layout: Layout, record: Any, epochs: pd.DataFrame, stamp: str = "", took: float = 0.0) -> None:
         self.layout = layout
         self.info = record.info
         self.started = record.started
-        self.read = time.time()
+        self.stamp = stamp
         self.epochs = epochs
         self.frame = frames.trials(record, epochs)
+        self.read = time.time()
+        self._rests = self.read + REST * took
+        self._record = record._replace(trials=())
         self._made: dict[Hashable, list[Table]] = {}
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it was read a moment ago, measured by how long that took."""
+        return time.time() < self._rests
 
     @property
     def pairs(self) -> list[str]:
@@ -67,11 +78,24 @@ class Sweep:
         """What the report says in words."""
         return summary.sentences(self.frame)
 
-    def tables(self, name: str, pairs: Iterable[str] = ()) -> list[Table]:
-        """The report's tables of the plug-in `name`, on `pairs` alone where these are named; made once."""
-        wanted = (name, *pairs)
+    def measured(self, pairs: Iterable[str] = ()) -> list[str]:
+        """Columns of the figures that some student has, that of the report first, which is there in any case."""
+        rows = frames.students(self.on(pairs))
+        there = [column for column in choice.METRICS if column in rows and rows[column].notna().any()]
+        return list(dict.fromkeys([choice.DEFAULT.column, *there]))
+
+    def tables(self, name: str, pairs: Iterable[str] = (), metric: Metric = choice.DEFAULT) -> list[Table]:
+        """The report's tables of the plug-in `name`, made once.
+
+        Args:
+            pairs: those that are in it; all where none are named.
+            metric: the figure that they compare, one of `measured`.
+        """
+        wanted = (name, metric.column, *pairs)
         if wanted not in self._made:
-            self._made[wanted] = list(plugins.load("tables", name).table(self.on(pairs), self.info))
+            frame = self.on(pairs)
+            chosen = frame if metric == choice.DEFAULT else choice.choose(frame, metric.column, None)
+            self._made[wanted] = list(plugins.load("tables", name).table(chosen, self.info))
         return self._made[wanted]
 
     def on(self, pairs: Iterable[str]) -> pd.DataFrame:
@@ -83,28 +107,26 @@ class Sweep:
 
     def curves(self, keys: Iterable[str]) -> pd.DataFrame:
         """Rows of the learning curves (key, metric, epoch, value) of some trials."""
-        found = [self._places[key] for key in keys if key in self._places]
-        return self.epochs.iloc[np.concatenate(found)] if found else self.epochs.iloc[:0]
+        key = self.epochs["key"].cat
+        return self.epochs[key.categories.isin(list(keys))[key.codes]]
+
+    def page(self, run_id: str) -> str:
+        """Address of a run in MLflow's pages; empty where it is not known."""
+        return str(self._record.page(run_id))
 
     def file(self, row: pd.Series, path: str) -> str | None:
         """A text file of a trial's run; None where there is none."""
         return _file(str(self.layout.root), live.store(self.layout), row["run_id"], row["status"], path)
 
-    @cached_property
-    def _places(self) -> dict[Any, Any]:
-        """Trial key → positions of its rows in the learning curves."""
-        found: dict[Any, Any] = self.epochs.groupby("key", sort=False, observed=True).indices
-        return found
 
-
-def sweeps(layout: Layout) -> list[str]:
+def sweeps(layout: Layout, stamp: str) -> list[str]:
     """Names of the sweeps on record, the newest first."""
-    return _sweeps(str(layout.root), live.store(layout), live.stamp(layout))
+    return _sweeps(str(layout.root), live.store(layout), stamp)
 
 
-def read(layout: Layout, name: str) -> Sweep:
+def read(layout: Layout, name: str, stamp: str) -> Sweep:
     """The newest sweep of a name."""
-    return _read(str(layout.root), live.store(layout), name, live.stamp(layout))
+    return _read(str(layout.root), live.store(layout), name, stamp)
 
 
 def again() -> None:
@@ -121,8 +143,9 @@ def _sweeps(root: str, store: str, stamp: str) -> list[str]:
 
 @st.cache_resource(max_entries=KEPT, show_spinner="Reading the sweep …")
 def _read(root: str, store: str, name: str, stamp: str) -> Sweep:
-    layout = Layout(root)
-    return Sweep(layout, *render.read(layout, name))
+    layout, began = Layout(root), time.monotonic()
+    record, epochs = render.read(layout, name)
+    return Sweep(layout, record, epochs, stamp, time.monotonic() - began)
 
 
 @st.cache_data(max_entries=300, show_spinner=False)

@@ -6,6 +6,7 @@ here (escaped HTML), into a select box, a data frame or a code block, which take
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 
@@ -19,15 +20,19 @@ STYLE = """<style>
 .block-container { padding-top: 3.2rem; padding-bottom: 4rem; }
 .otkd { overflow-wrap: anywhere; line-height: 1.45; margin: 0; }
 p.otkd { max-width: 78ch; }
+.otkd code { font-size: .9em; background: rgba(128, 128, 128, .15); border-radius: 3px; padding: .1em .3em; }
 .otkd-title { font-size: 1.5rem; font-weight: 600; }
 .otkd-head { font-size: 1.1rem; font-weight: 600; padding-top: .5rem; }
 .otkd-small { font-size: .85rem; opacity: .75; }
 .otkd-notice { border-left: 4px solid #D55E00; background: rgba(213, 94, 0, .08); padding: .6rem .9rem; }
-.otkd-legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: 0; padding: 0; }
+ul.otkd-legend.otkd-legend { list-style: none; margin: 0; padding: 0; }
+.otkd-legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 .otkd-legend li { font-size: .85rem; margin: 0; overflow-wrap: anywhere; }
 .otkd-legend span { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .45em; }
 .otkd-scroll { overflow-x: auto; max-width: 100%; }
-.otkd-scroll:focus-visible { outline: 2px solid #0072B2; }
+.otkd-scroll:focus-visible, label:has([type=radio]:focus-visible, [type=checkbox]:focus-visible),
+  .stElementToolbar button:focus-visible { outline: 2px solid #0072B2; }
+.stElementToolbar:focus-within { opacity: 1 !important; z-index: 1000 !important; }
 .otkd-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .otkd-table th, .otkd-table td { padding: .3rem .7rem; text-align: left; white-space: nowrap; border: 0;
   border-bottom: 1px solid rgba(128, 128, 128, .25); }
@@ -35,6 +40,7 @@ p.otkd { max-width: 78ch; }
 .otkd-table thead th { font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 5.5rem; }
 .otkd-table thead tr:last-child th { border-bottom: 2px solid rgba(128, 128, 128, .6); }
 .otkd-table tbody th { font-weight: 500; }
+@media (max-width: 640px) { .otkd-table tbody th { white-space: normal; min-width: 7rem; } }
 .otkd-table .otkd-number { text-align: right; }
 .otkd-table .otkd-best { font-weight: 700; }
 .otkd-table .otkd-apart > * { border-bottom: 2px solid rgba(128, 128, 128, .6); }
@@ -42,6 +48,7 @@ p.otkd { max-width: 78ch; }
 
 LONG = 60
 """Letters from which on a cell is broken into lines."""
+CODE = re.compile("`([^`]+)`")
 
 
 def style() -> None:
@@ -49,19 +56,19 @@ def style() -> None:
     st.html(STYLE)
 
 
-def say(text: str, kind: str = "") -> None:
-    """A paragraph; `kind` is `small` or `notice`, or empty."""
-    _html("p", text, kind)
+def say(text: str, code: bool = False) -> None:
+    """A paragraph; with `code`, for texts of ours, what stands between backticks is code."""
+    _html("p", text, "", code)
 
 
-def notice(text: str) -> None:
+def notice(text: str, code: bool = False) -> None:
     """A paragraph that must not be overlooked."""
-    _html("p", text, "notice")
+    _html("p", text, "notice", code)
 
 
-def small(text: str) -> None:
+def small(text: str, code: bool = False) -> None:
     """A caption."""
-    _html("p", text, "small")
+    _html("p", text, "small", code)
 
 
 def title(text: str) -> None:
@@ -132,6 +139,7 @@ def _class(*kinds: str) -> str:
     return f' class="{words}"' if words else ""
 
 
-def _html(tag: str, text: str, kind: str) -> None:
+def _html(tag: str, text: str, kind: str, code: bool = False) -> None:
     words = f"otkd otkd-{kind}" if kind else "otkd"
-    st.html(f'<{tag} class="{words}">{escape(text)}</{tag}>')
+    shown = CODE.sub(r"<code>\1</code>", escape(text)) if code else escape(text)
+    st.html(f'<{tag} class="{words}">{shown}</{tag}>')

@@ -68,8 +68,10 @@ def test_a_quick_run_says_what_it_has_measured(monkeypatch: pytest.MonkeyPatch, 
     report.main(["--quick", "--save"])
     (file,) = (tmp_path / "results").glob("report-*.json")
     tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
-    reports, read, targets = (table["records"] for table in tables)
+    reports, views, read, targets = (table["records"] for table in tables)
     assert [record["report"] for record in reports] == ["first", "nothing new", "again"]
     assert reports[1]["nothing new s"] < reports[0]["first s"]
     assert read[0]["MLflow / otkd"] > 1
-    assert len(targets) == 1 + 1 + 3 + 1
+    assert len(views) == len(importlib.import_module("dashboards.page").VIEWS)
+    assert all(0 < record["page s"] < record["first visitor s"] for record in views)
+    assert len(targets) == 1 + 1 + 3 + len(views) + 1

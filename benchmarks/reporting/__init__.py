@@ -1,1 +1,1 @@
-"""What a report of a large sweep costs: the whole of it (`times`), and reading its curves (`reading`)."""
+"""What a report of a large sweep costs: the whole (`times`), the live page (`pages`), reading curves (`reading`)."""

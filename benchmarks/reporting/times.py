@@ -68,13 +68,17 @@ def called(layout: Layout, column: str) -> dict[str, float]:
     """
     peak = layout.root / "peak"
     command = [sys.executable, "-c", CODE, "report", "--runs", str(layout.root), str(peak)]
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     begin = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths()})
     seconds = time.perf_counter() - begin
     if done.returncode:
         raise RuntimeError(f"the report failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return {column: seconds, "MiB": kibibytes(peak).get("VmHWM", math.nan) / 1024}
+
+
+def paths() -> str:
+    """Where a process of its own finds otkd."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
 def touch(layout: Layout) -> None:

@@ -7,14 +7,9 @@ import streamlit as st
 
 from dashboards import ask, charts, text
 from dashboards.source import Sweep
-from otkd.core import names
+from otkd.report.choice import METRICS
 from otkd.report.table import Table
 
-WORDS = {
-    names.BEST_VAL_TOP1: "val top-1 %, best epoch",
-    names.test("last", names.TEST_TOP1): "test top-1 %, last epoch",
-}
-"""Metric of the table's numbers → its selection rule."""
 NEEDED = {"pair", "method", "value", "metric", "mean", "std", "n"}
 """Columns of the table's numbers that the curve is drawn from."""
 
@@ -23,7 +18,7 @@ def show(sweep: Sweep) -> None:
     """Choose an axis."""
     titles = {table.title: table for table in sweep.tables("ablation")}
     if not titles:
-        text.say("This sweep has no axis with more than one value. A list under `grid:` in a method makes one.")
+        text.say("This sweep has no axis of several values. A list under `grid:` in a method makes one.", code=True)
         return
     table = titles[ask.one("Axis", list(titles), "ablation.axis")]
     if set(table.data) >= NEEDED:
@@ -38,15 +33,20 @@ def _curve(table: Table) -> None:
         pair = ask.one("Pair", list(dict.fromkeys(table.data["pair"])), "ablation.pair")
     metrics = list(dict.fromkeys(table.data["metric"]))
     with metric_place:
-        metric = ask.one("Figure", metrics, "ablation.metric", format_func=lambda name: WORDS.get(name, name))
+        metric = ask.one("Figure", metrics, "ablation.metric", format_func=_words)
     data = table.data[(table.data["pair"] == pair) & (table.data["metric"] == metric) & (table.data["n"] > 0)]
     if data.empty:
         text.say("No trial of this axis has finished on this pair.")
         return
     data = data.rename(columns={"method": "name"}).assign(value=data["value"].astype(str))
     data = data.iloc[_order(data["value"])]
-    charts.settings(data[["name", "value", "mean", "std", "n"]], axis, WORDS.get(metric, metric), "ablation.chart")
+    charts.settings(data[["name", "value", "mean", "std", "n"]], axis, _words(metric), "ablation.chart")
     text.small("Mean, bar ± sample standard deviation over n (see the table). The vertical axis does not begin at 0.")
+
+
+def _words(metric: str) -> str:
+    """A column of the table's numbers with its selection rule."""
+    return METRICS[metric].head if metric in METRICS else metric
 
 
 def _order(values: pd.Series) -> list[int]:

@@ -12,6 +12,7 @@ from dashboards import ask, charts, files, text
 from dashboards.source import Sweep
 from otkd.core import names
 from otkd.report import choice, inference, stats
+from otkd.report.choice import METRICS, Metric
 from otkd.report.frame import baselines, budget
 from otkd.report.tables.differences import p_value
 
@@ -41,7 +42,7 @@ def show(sweep: Sweep) -> None:
     if left == right:
         text.say("Choose two different methods.")
         return
-    _figures(rows, left, right, names.test(weights, names.TEST_TOP1), _rule(weights))
+    _figures(rows, left, right, METRICS[names.test(weights, names.TEST_TOP1)])
     text.small(budget(sweep.on([pair])))
     text.head("Learning curves")
     chosen = rows[rows["variant"].isin([left, right])]
@@ -57,7 +58,7 @@ def show(sweep: Sweep) -> None:
 
 def _rule(weights: str) -> str:
     """What picked them, in few words."""
-    return choice.METRICS[names.test(weights, names.TEST_TOP1)].rule
+    return METRICS[names.test(weights, names.TEST_TOP1)].rule
 
 
 def _rules(rows: pd.DataFrame) -> list[str]:
@@ -66,11 +67,11 @@ def _rules(rows: pd.DataFrame) -> list[str]:
     return found or ["last"]
 
 
-def _figures(rows: pd.DataFrame, left: str, right: str, column: str, rule: str) -> None:
-    cells = {name: stats.cell(rows[rows["variant"] == name], column) for name in (left, right)}
+def _figures(rows: pd.DataFrame, left: str, right: str, metric: Metric) -> None:
+    cells = {name: stats.cell(rows[rows["variant"] == name], metric.column) for name in (left, right)}
     found = inference.difference(cells[left], cells[right])
     shown = {
-        f"test top-1 %, {rule}": [stats.explain(cell.summary, cell.lacks, 0) for cell in cells.values()],
+        metric.head: [stats.explain(cell.summary, cell.lacks, 0) for cell in cells.values()],
     }
     text.plain(pd.DataFrame(shown, index=pd.Index(list(cells), name="method", dtype=object)), "Accuracy")
     text.head(f"Difference: {left} less {right}")

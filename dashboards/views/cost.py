@@ -22,7 +22,7 @@ def show(sweep: Sweep) -> None:
         return
     data = against(sweep, pair)
     if len(data):
-        charts.points(data, "seconds per epoch", "test top-1 %, last epoch", sweep.colours, "cost.chart")
+        charts.points(data, "seconds per epoch", choice.DEFAULT.head, sweep.colours, "cost.chart")
         text.small(
             "Test top-1 with the last epoch's weights against seconds per epoch as if the trial had trained alone; "
             "means, bars ± sample standard deviation over seeds. Up and to the left is better. The vertical axis does "

@@ -30,8 +30,8 @@ def show(sweep: Sweep) -> None:
     st.dataframe(shown, hide_index=True, width="stretch")
     text.small(table.caption)
     words = {
-        row["key"]: " · ".join([row["method"], row["pair"], f"seed {row['seed']}", row["status"]])
-        for _, row in data.iterrows()
+        key: " · ".join([method, pair, f"seed {seed}", status])
+        for method, pair, seed, status, _, key in shown.itertuples(index=False)
     }
     place, button = st.columns([4, 1], vertical_alignment="bottom")
     with place:

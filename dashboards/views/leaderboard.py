@@ -12,6 +12,7 @@ import streamlit as st
 from dashboards import ask, text
 from dashboards.source import Sweep
 from otkd.report import selection
+from otkd.report.choice import METRICS
 from otkd.report.frame import variants
 from otkd.report.table import Table
 
@@ -36,23 +37,23 @@ def show(sweep: Sweep) -> None:
     with left:
         first = sweep.pairs[:1] if sweep.large else []
         pairs = ask.some("Pairs", sweep.pairs, "board.pairs", "all pairs", first)
-    tables = sweep.tables("accuracy", pairs)
-    if not tables:
+    there = variants(sweep.on(pairs))
+    if not there:
         text.say("No student is on record yet: there is nothing to rank.")
         return
     with right:
-        methods = ask.some("Methods", variants(sweep.on(pairs)), "board.methods", "all methods")
-    _board(tables, methods)
+        methods = ask.some("Methods", there, "board.methods", "all methods")
+    _board(sweep, pairs, methods)
 
 
-def _board(tables: Sequence[Table], methods: list[str]) -> None:
-    rule, order, least, whole = st.columns([2, 3, 1.4, 2])
-    titles = {table.title: table for table in tables}
-    with rule:
-        table = titles[ask.one("Measured with", list(titles), "board.rule")]
+def _board(sweep: Sweep, chosen: list[str], methods: list[str]) -> None:
+    figure, order, least, whole = st.columns([3, 3, 1.4, 2])
+    with figure:
+        metric = METRICS[ask.one("Figure", sweep.measured(chosen), "board.figure", format_func=_words)]
+    table = sweep.tables("accuracy", chosen, metric)[0]
     pairs = list(dict.fromkeys(table.data["pair"]))
     with order:
-        by = ask.one("Order", [ORDER, *pairs], "board.order", help="By mean accuracy on a pair, the best first.")
+        by = ask.one("Order", [ORDER, *pairs], "board.order", help="By the mean on a pair, the best first.")
     students = table.data[table.data["method"].isin(_names(table))]
     with least:
         n = ask.number("Least n", int(students["n"].max()) if len(students) else 0, "board.n")
@@ -61,10 +62,10 @@ def _board(tables: Sequence[Table], methods: list[str]) -> None:
     keep = [name for name in _names(table) if not methods or name in methods]
     fits = students[(students["n"] >= n) & students.apply(SHOWN[shown], axis=1)]
     keep = [name for name in keep if name in set(fits["method"])]
-    made = rows(table, _ordered(table.data, keep, by))
+    made = rows(table, _ordered(table.data, keep, by, metric.sign))
     if keep:
         text.show(made)
-        _numbers(table, keep)
+        _numbers(table, keep, metric.digits)
     else:
         text.say("No method fits these filters.")
 
@@ -81,20 +82,29 @@ def _names(table: Table) -> list[str]:
     return list(table.frame.index[table.apart :])
 
 
-def _ordered(data: pd.DataFrame, names: list[str], pair: str) -> list[str]:
-    """By mean accuracy on a pair, the best first, what has none last; as they are where `pair` is none."""
+def _words(column: str) -> str:
+    return METRICS[column].head
+
+
+def _ordered(data: pd.DataFrame, names: list[str], pair: str, sign: int) -> list[str]:
+    """By the mean on a pair, the best first, what has none last; as they are where `pair` is none.
+
+    Args:
+        sign: 1 where the highest is the best, -1 where the lowest is.
+    """
     means = data[data["pair"] == pair].drop_duplicates("method", keep="last").set_index("method")["mean"]
     if means.empty:
         return names
-    return sorted(names, key=lambda name: -means[name] if math.isfinite(means[name]) else math.inf)
+    return sorted(names, key=lambda name: -sign * means[name] if math.isfinite(means[name]) else math.inf)
 
 
-def _numbers(table: Table, names: list[str]) -> None:
+def _numbers(table: Table, names: list[str], decimals: int) -> None:
     with st.expander("The numbers behind it: a click on a column's name sorts"):
         data = table.data[table.data["method"].isin([*table.frame.index[: table.apart], *names])]
-        st.dataframe(data, hide_index=True, width="stretch", column_config=digits(data))
+        st.dataframe(data, hide_index=True, width="stretch", column_config=_digits(data, decimals))
 
 
-def digits(data: pd.DataFrame) -> dict[str, object]:
-    """Two decimals for what is no count."""
-    return {str(name): st.column_config.NumberColumn(format="%.2f") for name in data.select_dtypes("floating")}
+def _digits(data: pd.DataFrame, decimals: int) -> dict[str, object]:
+    """So many decimals for what is no count."""
+    shown = st.column_config.NumberColumn(format=f"%.{decimals}f")
+    return {str(name): shown for name in data.select_dtypes("floating")}

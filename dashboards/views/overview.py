@@ -10,12 +10,12 @@ import streamlit as st
 
 from dashboards import charts, text
 from dashboards.source import Sweep
-from otkd.report import summary
+from otkd.report import selection, summary
 from otkd.report.frame import PARAM
 
-STATES = ("finished", "running", "missing", "diverged", "failed", "pruned")
-WORDS = {"missing": "not at its end"}
-"""State → how it is shown, where that is not its name."""
+STATES = ("running", "missing", "diverged", "failed", "pruned")
+WORDS = {"missing": "to come", "running": "in training"}
+"""State of what has no result → how it is shown, where that is not its name."""
 MOST = 20
 """Trials in training that are listed."""
 
@@ -25,7 +25,8 @@ def show(sweep: Sweep) -> None:
     begun = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(sweep.started))
     text.say(sweep.info.question)
     text.small(" · ".join(filter(None, [f"data: {sweep.info.dataset}", sweep.info.profile, f"last begun {begun}"])))
-    _progress(sweep.frame)
+    if len(sweep.frame):
+        st.progress(float((sweep.frame["status"] == "finished").mean()))
     _running(sweep)
     text.head("What the numbers say")
     _findings(sweep)
@@ -34,6 +35,21 @@ def show(sweep: Sweep) -> None:
         for note in sweep.info.notes:
             text.say(note)
         st.code(sweep.info.yaml, language="yaml")
+
+
+def standing(frame: pd.DataFrame) -> str:
+    """Whether the sweep is over, and how far it is, over all trials: teachers and candidates of a search too."""
+    counts = Counter(frame["status"])
+    parts = [f"{counts[state]:,} {WORDS.get(state, state)}" for state in STATES if counts[state]]
+    far = ", ".join([f"{counts['finished']:,} of {len(frame):,} trials finished", *parts])
+    if counts["running"]:
+        return f"Running: {far}."
+    if counts["missing"]:
+        return (
+            f"Not over, and nothing is in training: {far}. Where its command has ended, the same one goes on with it."
+        )
+    more = " unless the search tries more" if selection.searched(frame) else ""
+    return f"Over{more}: {far}."
 
 
 def _findings(sweep: Sweep) -> None:
@@ -45,19 +61,6 @@ def _findings(sweep: Sweep) -> None:
     with st.spinner("Working out what the numbers say …"):
         for sentence in sweep.sentences:
             text.say(sentence)
-
-
-def _progress(frame: pd.DataFrame) -> None:
-    """A count for each state over all trials, teachers and candidates of a search too."""
-    counts = Counter(frame["status"])
-    total = len(frame)
-    shown = [state for state in STATES if counts[state] or state == "finished"]
-    for place, state in zip(st.columns(max(len(shown), 3)), shown, strict=False):
-        place.metric(WORDS.get(state, state), f"{counts[state]:,}")
-    if total:
-        st.progress(
-            counts["finished"] / total, f"{counts['finished']:,} of {total:,} trials finished, teachers included"
-        )
 
 
 def _running(sweep: Sweep) -> None:

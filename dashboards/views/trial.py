@@ -11,21 +11,18 @@ import streamlit as st
 from dashboards import ask, charts, files, text
 from dashboards.source import Sweep
 from otkd.core import names
-from otkd.report import live, stats
+from otkd.report import live
+from otkd.report.choice import METRICS
 from otkd.report.selection import SEARCH
 from otkd.report.style import OKABE_ITO
 
 FIGURES = {
-    names.test("last", names.TEST_TOP1): "test top-1 %, last epoch",
-    names.test("best", names.TEST_TOP1): "test top-1 %, best epoch on val",
-    names.BEST_VAL_TOP1: "val top-1 %, best epoch",
-    names.test("last", names.TEST_AGREEMENT): "agreement with the teacher %, last epoch",
-    names.EPOCH_S: "seconds per epoch",
-    names.WALL_S: "seconds in all",
-    names.PARAMS: "parameters",
+    **{metric.column: (metric.head, metric.digits) for metric in METRICS.values()},
+    names.EPOCH_S: ("seconds per epoch", 2),
+    names.WALL_S: ("seconds in all", 2),
+    names.PARAMS: ("parameters", 0),
 }
-"""Figure of a trial → its words."""
-COUNTS = (names.PARAMS,)
+"""Figure of a trial → its words and decimals."""
 
 
 def show(sweep: Sweep) -> None:
@@ -79,32 +76,41 @@ def _words(row: pd.Series) -> str:
 
 
 def _figures(row: pd.Series) -> None:
-    known = {words: row[name] for name, words in FIGURES.items() if name in row and math.isfinite(row[name])}
+    known = {
+        words: f"{row[name]:,.{digits}f}"
+        for name, (words, digits) in FIGURES.items()
+        if name in row and math.isfinite(row[name])
+    }
     if not known:
         text.small("No figure is on record.")
         return
-    counts = [FIGURES[name] for name in COUNTS]
-    cells = {words: [f"{value:,.0f}" if words in counts else stats.number(value)] for words, value in known.items()}
-    text.plain(pd.DataFrame(cells, index=pd.Index([f"seed {row['seed']}"], dtype=object)), "Figures of the trial")
+    index = pd.Index(list(known), name="figure", dtype=object)
+    text.plain(pd.DataFrame({f"seed {row['seed']}": list(known.values())}, index=index), "Figures of the trial")
+    if row["status"] != "finished":
+        text.small("It has not finished: figures of the last epoch are those of the last one on record.")
     if row["role"] == SEARCH:
         text.small("A candidate of the search: nothing is chosen by test figures, so none is shown.")
 
 
 def _link(sweep: Sweep, run_id: str) -> None:
-    address = live.page(sweep.layout, run_id)
+    address = sweep.page(run_id)
+    if not address:
+        return
     st.link_button("Its run in MLflow", address)
-    if address.startswith(live.PAGES):
-        text.small("The link works while `make ui` runs.")
+    if live.needs_ui(sweep.layout):
+        text.small("The link works while `make ui` runs.", code=True)
 
 
 def _plan(sweep: Sweep, row: pd.Series) -> None:
-    """The matrices that the terms kept when training had ended."""
+    """The matrices that the terms kept on the way, and when training had ended."""
     found = files.pictures(sweep, row)
     if not found:
         return
     text.head("Transport plan")
     name = ask.one("Which", list(found), "trial.picture") if len(found) > 1 else next(iter(found))
-    picture = found[name]
+    epochs = list(found[name])
+    epoch = ask.one("After epoch", epochs, "trial.epoch", default=epochs[-1]) if len(epochs) > 1 else epochs[0]
+    picture = found[name][epoch]
     text.small(picture.about)
     ends = ("teacher, by class", "student, by class") if picture.classes else ("teacher", "student")
     charts.matrix(np.asarray(picture.matrix), name, *ends, "mass")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,17 +11,17 @@ import typer
 
 from otkd.cli.data import app as data_app
 from otkd.cli.options import DataDir, Debug, Runs, console_for
-from otkd.cli.report import report, show_tables
+from otkd.cli.report import report, show_tables, show_written
 from otkd.cli.streams import lasting
 from otkd.core.errors import ConfigError, OtkdError, Problem
 from otkd.core.layout import Layout
 from otkd.sweep.stopping import end_in_order
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
     from rich.console import Console
 
     from otkd.core.records import SweepInfo
+    from otkd.report.render import Report
     from otkd.sweep.gc import Waste
     from otkd.sweep.plan import Plan
     from otkd.train.export import Exported
@@ -139,11 +138,12 @@ def sweep(
             session.train(Options(data_dir, local, address, device, storage))
             if session.stopped:
                 raise typer.Exit(INTERRUPTED)
-        elif not replayed and not outcome(made, layout).open and _reported(layout, made.info.name):
+        elif not replayed and not outcome(made, layout).open and (there := _reported(layout, made.info.name)):
             count = len(session.whole.trials)
             if not quiet:
                 console.print(f"{made.info.name}: nothing to do, all {count} trials are done.", highlight=False)
-            _show_report(layout, made.info.name, console, table=not quiet)
+                show_tables(there.shown, made.info.name, console)
+            show_written(there, console)
             return
         session.flush()
         if not quiet and _replaces_another(layout, made.info):
@@ -153,7 +153,9 @@ def sweep(
             )
         written = write_report(layout, made.info.name)
         session.tracker.attach_report(written.folder, written.markdown)
-        _show_report(layout, made.info.name, console, written.problems, table=not quiet, shown=written.shown)
+        if not quiet:
+            show_tables(written.shown, made.info.name, console)
+        show_written(written, console)
     raise typer.Exit(show_outcome(made, layout, console))
 
 
@@ -318,12 +320,12 @@ def _expect_local(plan: Plan, source: str) -> None:
         raise ConfigError(source, problems)
 
 
-def _reported(layout: Layout, name: str) -> bool:
-    """Whether the report that lies there says what is on record now."""
-    from otkd.report.render import is_current
+def _reported(layout: Layout, name: str) -> Report | None:
+    """The report that lies there, if it is what this command would write of what is on record now."""
+    from otkd.report.render import there
     from otkd.track.reader import read_sweep
 
-    return is_current(layout.reports / name, read_sweep(layout, name))
+    return there(layout.reports / name, read_sweep(layout, name))
 
 
 def _replaces_another(layout: Layout, info: SweepInfo) -> bool:
@@ -358,32 +360,6 @@ def _show_missing_data(plan: Plan, data_dir: Path | None, layout: Layout, consol
     if where.startswith(("to be", "incomplete")):
         text = f"the images of {data.name} are not here: {where}. --data-dir names a folder that has them."
         console.print(f"[yellow]![/] {escape(text)}", highlight=False)
-
-
-def _show_report(
-    layout: Layout,
-    name: str,
-    console: Console,
-    problems: Iterable[str] = (),
-    *,
-    table: bool = True,
-    shown: Mapping[str, DataFrame] | None = None,
-) -> None:
-    """Print the main table of a sweep if wanted, where its report lies, and what of it could not be made."""
-    from rich.markup import escape
-
-    if table:
-        show_tables(_table(layout, name) if shown is None else shown, name, console)
-    console.print(f"report: {layout.reports / name / 'report.html'}", highlight=False, soft_wrap=True)
-    for problem in problems:
-        console.print(f"[yellow]![/] the report lacks {escape(problem)}", highlight=False)
-
-
-def _table(layout: Layout, name: str) -> dict[str, DataFrame]:
-    """The main table, pair by pair."""
-    from otkd.report.render import console, read
-
-    return console(*read(layout, name))
 
 
 def _is_wanted(wastes: list[Waste], yes: bool, console: Console) -> bool:

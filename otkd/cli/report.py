@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from otkd.cli.options import Debug, Runs, console_for
-from otkd.core.errors import OtkdError
+from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
 
 if TYPE_CHECKING:
@@ -22,57 +23,68 @@ if TYPE_CHECKING:
     from otkd.report.render import Report
     from otkd.track.reader import SweepRecord
 
-    Rebuild = Callable[[Sequence[str]], Report]
+EVERY_S = 30.0
+"""Seconds between two looks of --watch unless told otherwise."""
+
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names of sweeps, side by side if several; the last one by default.", show_default=False),
+]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format", help="html, md, pdf, csv, tex, parquet, json or png. Repeatable; all that can be made by default."
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(help="A table or figure, by the name of its file: --only accuracy. Repeatable; all by default."),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        help="The figure that tables compare: test/best/top1, val/best/top1, test/last/top5, loss, …; "
+        "test/last/top1 by default.",
+        show_default=False,
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="The method that others are held against; by default the student alone and KD.", show_default=False
+    ),
+]
+References = Annotated[Path | None, typer.Option(help="A CSV with reference rows of your own.")]
+Mixed = Annotated[
+    bool, typer.Option("--mixed-budgets", help="Let sweeps with different budgets stand in one table, which says so.")
+]
+DiffOnly = Annotated[bool, typer.Option("--diff", help="What differs between two sweeps: `otkd report --diff A B`.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Go on until the sweep is over: again whenever a trial has changed its state.")
+]
+Every = Annotated[
+    float | None,
+    typer.Option(help=f"Seconds between two looks of --watch; {EVERY_S:g} by default.", min=0.1, show_default=False),
+]
+To = Annotated[
+    Path | None,
+    typer.Option(help="The folder for the report's folder; by default reports/ under --runs.", show_default=False),
+]
 
 
 def report(
-    sweeps: Annotated[
-        list[str] | None,
-        typer.Argument(help="Names of sweeps, side by side if several; the last one by default.", show_default=False),
-    ] = None,
+    sweeps: Sweeps = None,
     runs: Runs = Path("runs"),
-    formats: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            help="html, md, pdf, csv, tex, parquet, json or png. Repeatable; all that can be made by default.",
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(help="A table or figure, by the name of its file: --only accuracy. Repeatable; all by default."),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="The figure that tables compare: test/best/top1, val/best/top1, test/last/top5, loss, …; "
-            "test/last/top1 by default.",
-            show_default=False,
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="The method that others are held against; by default the student alone and KD.", show_default=False
-        ),
-    ] = None,
-    references: Annotated[Path | None, typer.Option(help="A CSV with reference rows of your own.")] = None,
-    mixed_budgets: Annotated[
-        bool,
-        typer.Option("--mixed-budgets", help="Let sweeps with different budgets stand in one table, which says so."),
-    ] = False,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="What differs between two sweeps: `otkd report --diff A B`.")
-    ] = False,
-    watch: Annotated[
-        bool,
-        typer.Option("--watch", help="Go on until the sweep is over: again whenever a trial has changed its state."),
-    ] = False,
-    every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.", min=0.1)] = 30,
-    to: Annotated[
-        Path | None,
-        typer.Option(help="The folder for the report's folder; by default reports/ under --runs.", show_default=False),
-    ] = None,
+    formats: Formats = None,
+    only: Only = None,
+    metric: Metric = None,
+    baseline: Baseline = None,
+    references: References = None,
+    mixed_budgets: Mixed = False,
+    diff: DiffOnly = False,
+    watch: Watch = False,
+    every: Every = None,
+    to: To = None,
     debug: Debug = False,
 ) -> None:
     """Rebuild tables and figures of a sweep from MLflow; several sweeps side by side, or what differs between two."""
@@ -80,33 +92,33 @@ def report(
 
     layout, console, asked = Layout(runs), console_for(), list(sweeps or ())
     options = checked(formats or (), only or (), metric, baseline)
+    if every is not None and not watch:
+        raise OtkdError("--every says how often --watch looks: add --watch, or leave --every out.")
     if diff:
         given = {
             "--format": formats,
             "--only": only,
             "--baseline": baseline,
             "--watch": watch,
+            "--mixed-budgets": mixed_budgets,
             "--references": references,
         }
         _expect_two(asked, [name for name, value in given.items() if value])
         _diff(layout, asked, options, to, console)
         return
-    from otkd.report.render import write_report
-
     options = _with_browser(options, bool(formats), console)
-
-    def rebuild(names: Sequence[str]) -> Report:
-        return write_report(layout, list(names) or None, references, options, mixed=mixed_budgets, to=to)
+    from otkd.report.render import report_of, write_report
 
     if watch:
-        _watch(layout, asked, rebuild_of=rebuild, every_s=every, console=console)
+        write = partial(report_of, layout, references=references, options=options, mixed=mixed_budgets, to=to)
+        _watch(layout, asked, write, every or EVERY_S, console)
         return
-    written = rebuild(asked)
+    written = write_report(layout, asked or None, references, options, mixed=mixed_budgets, to=to)
     if not written.new:
         console.print("Nothing is new since this report was made.", highlight=False)
     show_tables(written.shown, written.folder.name, console)
-    _show_written(written, console)
-    if formats and "pdf" in formats and written.folder / "report.pdf" not in written.paths:
+    show_written(written, console)
+    if written.problems:
         raise typer.Exit(1)
 
 
@@ -126,7 +138,7 @@ def _show_frame(frame: pd.DataFrame, title: str, console: Console) -> None:
     console.print(table)
 
 
-def _show_written(written: Report, console: Console) -> None:
+def show_written(written: Report, console: Console) -> None:
     """Where the report lies, and what of it could not be made."""
     from rich.markup import escape
 
@@ -171,9 +183,12 @@ def _diff(layout: Layout, names: Sequence[str], options: Options, to: Path | Non
 
     left, right = (read(layout, name) for name in names)
     found = diffs.compare(left, right, choice.METRICS[options.metric])
-    folder = (to or layout.reports) / f"{found.left}-{found.right}"
-    write_text(folder / "diff.csv", diffs.csv(found))
-    write_text(folder / "diff.md", diffs.markdown(found))
+    folder = (to or layout.reports) / found.folder
+    try:
+        write_text(folder / "diff.csv", diffs.csv(found))
+        write_text(folder / "diff.md", diffs.markdown(found))
+    except StorageError as error:
+        raise StorageError(f"{error} --to FOLDER writes elsewhere.") from error
     _show_diff(found, console)
     console.print(f"written: {folder / 'diff.md'} and diff.csv", highlight=False, markup=False, soft_wrap=True)
 
@@ -196,11 +211,17 @@ def _show_diff(found: Diff, console: Console) -> None:
         line(found.yaml)
 
 
-def _watch(layout: Layout, asked: Sequence[str], *, rebuild_of: Rebuild, every_s: float, console: Console) -> None:
+def _watch(
+    layout: Layout,
+    asked: Sequence[str],
+    write: Callable[[Sequence[SweepRecord]], Report],
+    every_s: float,
+    console: Console,
+) -> None:
     """Write the report again whenever a trial's state has changed; one line each time."""
+    from otkd.report.render import recorded
     from otkd.report.watch import is_settled, watch
     from otkd.sweep.lock import owner
-    from otkd.track.reader import read_sweep
 
     names: list[str] = list(asked)
 
@@ -208,16 +229,17 @@ def _watch(layout: Layout, asked: Sequence[str], *, rebuild_of: Rebuild, every_s
         console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, markup=False, soft_wrap=True)
 
     def look() -> list[SweepRecord]:
-        records = [read_sweep(layout, name) for name in names] or [read_sweep(layout)]
+        records = recorded(layout, names or [None])
         names[:] = [record.info.name for record in records]  # the last sweep stays the one, whatever begins meanwhile
         return records
 
-    def rebuild() -> None:
+    def rebuild(records: Sequence[SweepRecord]) -> bool:
         began = time.monotonic()
-        written = rebuild_of(names)
-        seconds = time.monotonic() - began
+        written = write(records)
+        done = f"written in {time.monotonic() - began:.1f} s" if written.new else "is as it was"
         lacks = "".join(f"; it lacks {problem}" for problem in written.problems)
-        tell(f"{written.progress} {written.folder} written in {seconds:.1f} s{lacks}")
+        tell(f"{written.progress} {written.folder} {done}{lacks}")
+        return not written.problems
 
     def is_over(records: Sequence[SweepRecord]) -> bool:
         runs_here = owner(layout)

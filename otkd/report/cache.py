@@ -1,8 +1,9 @@
-"""Learning curves between two reports: those of trials that have ended lie on disk, as they change no more.
+"""What a report reads of a store, kept until the next one: of trials that have ended, as that changes no more.
 
-One Parquet file a sweep, `runs/reports/.cache/<digest>.parquet`; the digest is that of the tracking store, the sweep's
-run and VERSION. Whether a trial is as it was costs nothing but what a report reads anyway: its run, state, end and last
-values. What is not is read from the store again. A cache that is lost, damaged or cannot be written costs time alone.
+Two Parquet files a sweep in `runs/reports/.cache/`: `<digest>.parquet` has learning curves, `<digest>.files.parquet`
+files of trials that had to be fetched; the digest is that of the tracking store, the sweep's run and VERSION. Whether a
+trial is as it was costs nothing but what a report reads anyway: its run, state, end and last values. What is not is
+read from the store again. A cache that is lost, damaged or cannot be written costs time alone.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ SETTLED = ("finished", "diverged", "pruned", "failed")
 
 ABOUT = b"otkd"
 """Key of what a file says of itself."""
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException)
+"""What a file raises that is not as it was written."""
 
 _writing = Lock()
 """Two threads of a process share the name of a temporary file."""
@@ -83,9 +87,8 @@ class CachedCurves:
 
         self._layout = layout
         self._rows = {row.label.key: row for row in record.trials if row.run_id}
-        ended = {key: row for key, row in self._rows.items() if row.status in SETTLED and row.ended is not None}
-        self._marks = {key: mark(row) for key, row in ended.items()}
-        self._about = {"version": VERSION, "store": digest(reader.place(layout)), "sweep": record.run_id}
+        self._marks = {key: mark(row) for key, row in _ended(record).items()}
+        self._about = _about(reader.place(layout), record)
         self._path = layout.report_cache / f"{digest(self._about)}.parquet"
         self._kept = _load(self._path, self._about)
         self._found: dict[str, Curves] = {}
@@ -131,6 +134,62 @@ class CachedCurves:
         return Curves(keys, *found)
 
 
+class CachedFiles:
+    """Files of a sweep's trials, for plug-ins that ask; what lies on this machine is read where it lies."""
+
+    def __init__(self, layout: Layout, record: SweepRecord) -> None:
+        from otkd.track import reader
+
+        self._files = reader.files(layout, record)
+        away = {key: row for key, row in _ended(record).items() if not reader.are_here(layout, row)}
+        self._marks = {key: mark(row) for key, row in away.items()}
+        self._about = _about(reader.place(layout), record)
+        self._path = layout.report_cache / f"{digest(self._about)}.files.parquet"
+        self._kept = _load_files(self._path, self._about) if away else {}
+        self._found: dict[tuple[str, str], str | None] = {}
+
+    def text(self, key: str, path: str) -> str | None:
+        """A text file of a trial; None where there is none.
+
+        Raises:
+            TrackingError: the store does not answer.
+        """
+        if key not in self._marks:
+            return self._files.text(key, path)
+        place = self._marks[key], path
+        if place not in self._found:
+            self._found[place] = self._kept[place] if place in self._kept else self._files.text(key, path)
+        return self._found[place]
+
+    def keep(self) -> None:
+        """Write what was fetched of trials that have ended, if that says anything new."""
+        if self._found.keys() <= self._kept.keys():
+            return
+        marks = set(self._marks.values())
+        every = {place: text for place, text in self._kept.items() if place[0] in marks} | self._found
+        schema = pa.schema(
+            [(name, pa.string()) for name in ("mark", "path", "text")],
+            metadata={ABOUT: json.dumps({"about": self._about})},
+        )
+        columns = [*map(list, zip(*every, strict=True)), list(every.values())]
+        table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+        try:
+            with _writing, atomic(self._path) as temporary:
+                parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        except (StorageError, pa.ArrowException) as error:
+            log.warning("the next report fetches files of trials again: %s", _first_line(error))
+
+
+def _ended(record: SweepRecord) -> dict[str, TrialRow]:
+    """Trial → its row, of those whose run changes no more."""
+    rows = [row for row in record.trials if row.run_id and row.status in SETTLED and row.ended is not None]
+    return {row.label.key: row for row in rows}
+
+
+def _about(store: str, record: SweepRecord) -> dict[str, Any]:
+    return {"version": VERSION, "store": digest(store), "sweep": record.run_id}
+
+
 def _chosen(curves: Curves, keys: Sequence[str], wanted: set[str]) -> tuple[Any, Any, Any]:
     """The rows of wanted trials, by their places in `keys`."""
     places = {key: place for place, key in enumerate(keys) if key in wanted}
@@ -144,19 +203,43 @@ def _settled(curves: Curves, marks: dict[str, str]) -> Curves:
     return Curves(keys, *_chosen(curves, keys, set(keys)))
 
 
+def _opened(path: Path, about: dict[str, Any]) -> tuple[pa.Table, dict[str, Any]]:
+    """A file's table, and what it says of itself.
+
+    Raises:
+        Exception: one of DAMAGE; or the file is another sweep's.
+    """
+    table = parquet.ParquetFile(path, page_checksum_verification=True).read()
+    told = json.loads(table.schema.metadata[ABOUT])
+    if told["about"] != about:
+        raise ValueError("it is not what its name says")
+    return table, told
+
+
 def _load(path: Path, about: dict[str, Any]) -> Kept:
     """The curves that a file has; nothing where there is none, or it is another sweep's, or damaged."""
     try:
         if not path.exists():
             return NOTHING
-        table = parquet.ParquetFile(path, page_checksum_verification=True).read()
-        told = json.loads(table.schema.metadata[ABOUT])
-        if told["about"] != about or sum(told["rows"].values()) != len(table):
-            raise ValueError("it is not what its name says")
+        table, told = _opened(path, about)
+        if sum(told["rows"].values()) != len(table):
+            raise ValueError("it is not whole")
         return Kept(told["marks"], dict(_curves(table, list(told["marks"]), told["rows"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except DAMAGE as error:
         log.warning("%s cannot be read, so the learning curves are read again: %s", path, _first_line(error))
         return NOTHING
+
+
+def _load_files(path: Path, about: dict[str, Any]) -> dict[tuple[str, str], str | None]:
+    """(mark of a trial, path) → text, None for no such file; nothing where `_load` has nothing."""
+    try:
+        if not path.exists():
+            return {}
+        marks, paths, texts = (column.to_pylist() for column in _opened(path, about)[0].columns)
+        return dict(zip(zip(marks, paths, strict=True), texts, strict=True))
+    except DAMAGE as error:
+        log.warning("%s cannot be read, so files of trials are fetched again: %s", path, _first_line(error))
+        return {}
 
 
 def _curves(table: pa.Table, keys: list[str], rows: dict[str, int]) -> Any:

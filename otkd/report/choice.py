@@ -6,6 +6,7 @@ test top-1 with the last epoch's weights, against the student alone and KD.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -39,8 +40,8 @@ class Metric(NamedTuple):
 
     @property
     def words(self) -> str:
-        """`test top-1 %`."""
-        return f"{self.name} {self.unit}".strip()
+        """`test top-1 %`, `test divergence from the teacher, nats`."""
+        return self.name + (self.suffix if self.unit in ("%", "") else f",{self.suffix}")
 
     @property
     def head(self) -> str:
@@ -66,7 +67,12 @@ class Metric(NamedTuple):
     @property
     def points(self) -> str:
         """What a difference is counted in, with a space before it; empty for a loss."""
-        return " points" if self.unit == "%" else f" {self.unit}".rstrip()
+        return " points" if self.unit == "%" else self.suffix
+
+    @property
+    def suffix(self) -> str:
+        """What stands behind a figure, with a space before it; empty for a loss."""
+        return f" {self.unit}".rstrip()
 
 
 class Figure(NamedTuple):
@@ -141,12 +147,35 @@ def metric(frame: pd.DataFrame) -> Metric:
     return METRICS[frame.attrs.get(METRIC, DEFAULT.column)]
 
 
-def against(frame: pd.DataFrame) -> dict[str, str]:
-    """Role → the method that others are held against: `student` and `kd` where there are any, or the one `chosen`."""
+def against(frame: pd.DataFrame, pair: str | None = None) -> dict[str, str]:
+    """Role → the method that others are held against: `student` and `kd` where there are any, or the one `chosen`.
+
+    Sweeps side by side may have other baselines on other pairs: with `pair`, those of that pair.
+    """
     chosen = frame.attrs.get(BASELINE)
     if chosen is not None:
         return {CHOSEN: chosen}
-    return {role: name for role, name in baselines(frame)._asdict().items() if name}
+    rows = frame if pair is None else frame[frame["pair"] == pair]
+    return {role: name for role, name in baselines(rows)._asdict().items() if name}
+
+
+def floor(frame: pd.DataFrame) -> str | None:
+    """The one that figures and ablations are held against: the chosen baseline, or the student alone."""
+    known = against(frame)
+    return known.get(CHOSEN) or known.get("student")
+
+
+def first_listed(frame: pd.DataFrame, bases: Iterable[str | None]) -> str:
+    """For captions, with a space before it: which of these baselines are the first of several with the same terms."""
+    if frame.attrs.get(BASELINE) is not None:
+        return ""
+    terms = students(frame).drop_duplicates("variant").set_index("variant")["terms"]
+    alike = {base: int((terms == terms[base]).sum()) for base in bases if base is not None}
+    return "".join(
+        f" The baseline {base} is the first listed of {count} methods and settings with its terms."
+        for base, count in alike.items()
+        if count > 1
+    )
 
 
 def choose(frame: pd.DataFrame, column: str, baseline: str | None) -> pd.DataFrame:
@@ -189,4 +218,5 @@ def _method(frame: pd.DataFrame, baseline: str) -> str:
             f"--baseline {baseline}: it has several settings; name one of {', '.join(map(repr, settings))}."
         )
     listed = ", ".join(known) or "none yet"
-    raise OtkdError(f"--baseline: there is no method {baseline!r}; there is {listed}.{did_you_mean(baseline, known)}")
+    near = next((name for name in known if name.casefold() == baseline.casefold()), baseline)
+    raise OtkdError(f"--baseline: there is no method {baseline!r}; there is {listed}.{did_you_mean(near, known)}")

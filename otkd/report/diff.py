@@ -14,7 +14,7 @@ from otkd.core import names
 from otkd.core.errors import OtkdError
 from otkd.report import choice, formats, frame, inference, stats
 from otkd.report.choice import Metric
-from otkd.report.inference import UNKNOWN, Interval
+from otkd.report.inference import UNKNOWN, Interval, brackets
 from otkd.report.side_by_side import NEVER
 from otkd.report.table import Table
 from otkd.report.tables.differences import p_value
@@ -55,6 +55,11 @@ class Diff(NamedTuple):
     """Commit, library versions, devices; None where none differs."""
     yaml: str
     """The sweeps' files as they ran, as a unified diff."""
+
+    @property
+    def folder(self) -> str:
+        """Name of a folder for it that no sweep's report can have: `~` stands in no sweep's name."""
+        return f"{self.left}~{self.right}"
 
 
 def compare(
@@ -159,17 +164,18 @@ def _figures(lines: list[Line], titles: tuple[str, str], metric: Metric, frames:
         },
         f"Δ{metric.points}": [stats.show(line.summary, metric.digits, sign=True) for line in lines],
         "compared": [_how(line) for line in lines],
-        "95 %, t": [_interval(line.interval, metric.digits) for line in lines],
+        "95 %, t": [brackets(line.interval, metric.digits) for line in lines],
         "p": [p_value(line.p) for line in lines],
         "p, Holm": [p_value(value) for value in data["p_holm"]],
     }
     shown = pd.DataFrame(
         text, index=pd.Index([line.method for line in lines], name="method", dtype=object), dtype=object
     )
+    tests = inference.family([list(group) for _, group in data.groupby("pair", sort=False)["p"]])
     caption = (
         f"{metric.sentence} Δ: {titles[1]} less {titles[0]}. By seed: over the seeds that both finished, mean ± sample "
         "standard deviation, Student's t interval and paired t-test. Unpaired: difference of the means of all seeds, "
-        "with Welch's interval and test. p: two-sided; Holm's is corrected for all methods of a pair. With one seed "
+        f"with Welch's interval and test. p: two-sided; Holm's is corrected for the {tests} of a pair. With one seed "
         f"nothing is tested. {titles[0]}: {frame.budget(frames[0])} {titles[1]}: {frame.budget(frames[1])}"
     )
     return Table("diff", f"{metric.name[0].upper()}{metric.name[1:]}, {metric.rule}", caption, shown, data)
@@ -184,12 +190,6 @@ def _cell(cell: stats.Cell, metric: Metric) -> str:
 
 def _how(line: Line) -> str:
     return f"{line.how}, n = {line.summary.n}" if line.how == PAIRED else line.how
-
-
-def _interval(bounds: Interval, digits: int) -> str:
-    if math.isnan(bounds.low):
-        return stats.DASH
-    return f"[{stats.number(bounds.low, digits, sign=True)}, {stats.number(bounds.high, digits, sign=True)}]"
 
 
 def _data(lines: list[Line], titles: tuple[str, str], metric: Metric) -> pd.DataFrame:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -82,6 +83,10 @@ SIUNITX = (
 
 FIGURE_STARTS = frozenset("0123456789+−—[<")
 
+Held = TypeVar("Held")
+REFUSALS = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError)
+"""What Parquet and JSON say to values that they cannot hold."""
+
 
 def tex(text: str) -> str:
     """Text with everything escaped that LaTeX would take for a command or cannot print."""
@@ -112,11 +117,16 @@ class Format(NamedTuple):
         return f"{'+' if self.sign else ''}{self.whole}{decimals}{spread}"
 
 
-def latex(table: Table) -> str:
-    """A `table` environment with booktabs rules; columns of numbers are aligned at their points by siunitx."""
+def latex(table: Table, dataset: str = "") -> str:
+    """A `table` environment with booktabs rules; columns of numbers are aligned at their points by siunitx.
+
+    Args:
+        dataset: for the caption, which is to say it wherever the table is copied to; empty for none.
+    """
     columns = [table.parts(column) for column in table.frame.columns]
     formats = _formats(table)
     header = [_groups(columns)] if any(group for group, _ in columns) else []
+    title = f"{table.title}, on {dataset}" if dataset else table.title
     name = tex(str(table.frame.index.name or ""))
     words = [f"{{{_stack(word)}}}" if form else _stack(word) for form, (_, word) in zip(formats, columns, strict=True)]
     header.append(" & ".join([name, *words]) + r" \\")
@@ -134,7 +144,7 @@ def latex(table: Table) -> str:
             r"\begin{table}",
             r"\centering",
             *SIUNITX,
-            rf"\caption{{{tex(table.title)}. {tex(table.caption)}}}",
+            rf"\caption{{{tex(title)}. {tex(table.caption)}}}",
             rf"\label{{tab:{table.name}}}",
             rf"\begin{{tabular}}{{l{''.join(kinds)}}}",
             *(r"\toprule", *header, r"\midrule", *body, r"\bottomrule"),
@@ -189,23 +199,34 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def parquet(frame: pd.DataFrame) -> bytes:
-    """The numbers with their types; a column that has none is text, and of two of one name the first stays."""
-    frame = frame.loc[:, ~frame.columns.duplicated()]
-    untyped = [name for name, column in frame.items() if not _has_type(column)]
-    return bytes(frame.astype(dict.fromkeys(untyped, str)).to_parquet(index=False))
+    """The numbers with their types; a column that Parquet refuses is text, and of two of one name the first stays."""
+    return _held(frame, lambda whole: bytes(whole.to_parquet(index=False)))
 
 
 def split(frame: pd.DataFrame) -> str:
-    """`{"columns": […], "data": […]}`, as `mlflow.log_table` writes a table; what is no number is null."""
+    """`{"columns": […], "data": […]}`, as `mlflow.log_table` writes a table; what is no number is null.
+
+    A column that JSON refuses is text, and of two of one name the first stays.
+    """
+    words = {"orient": "split", "index": False, "double_precision": 15, "default_handler": str}
+    return _held(frame, lambda whole: str(whole.to_json(**words)))
+
+
+def _held(frame: pd.DataFrame, write: Callable[[pd.DataFrame], Held]) -> Held:
+    """What `write` makes of the frame, with columns as text that it refuses."""
+    frame = frame.set_axis(frame.columns.map(str), axis=1)
     frame = frame.loc[:, ~frame.columns.duplicated()]
-    found = frame.to_json(orient="split", index=False, double_precision=15, default_handler=str)
-    return str(found)
-
-
-def _has_type(column: pd.Series) -> bool:
     try:
-        pa.array(column, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return write(frame)
+    except REFUSALS:
+        refused = [name for name in frame if not _holds(frame[[name]], write)]
+        return write(frame.assign(**{name: frame[name].map(str, na_action="ignore") for name in refused}))
+
+
+def _holds(column: pd.DataFrame, write: Callable[[pd.DataFrame], object]) -> bool:
+    try:
+        write(column)
+    except REFUSALS:
         return False
     return True
 

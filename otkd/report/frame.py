@@ -134,12 +134,12 @@ def students(frame: pd.DataFrame) -> pd.DataFrame:
 
 def variants(frame: pd.DataFrame) -> list[str]:
     """Methods, with their grid settings where they have some, in the order of the sweep."""
-    return list(dict.fromkeys(students(frame)["variant"]))
+    return list(dict.fromkeys(frame.loc[frame["role"] == "student", "variant"]))
 
 
 def pairs(frame: pd.DataFrame) -> list[str]:
     """Pairs in the order of the sweep."""
-    return list(dict.fromkeys(students(frame)["pair"]))
+    return list(dict.fromkeys(frame.loc[frame["role"] == "student", "pair"]))
 
 
 def axes(frame: pd.DataFrame) -> list[str]:
@@ -149,7 +149,8 @@ def axes(frame: pd.DataFrame) -> list[str]:
 
 def baselines(frame: pd.DataFrame) -> Baselines:
     """The two methods that others are held against, told by the terms of their objective; the first listed wins."""
-    first = students(frame).drop_duplicates("terms").set_index("terms")["variant"]
+    rows = frame.loc[frame["role"] == "student", ["terms", "variant"]]
+    first = rows.drop_duplicates("terms").set_index("terms")["variant"]
     return Baselines(first.get("ce"), first.get("ce+kd"))
 
 

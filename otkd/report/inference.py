@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy  # loads `scipy.stats` when it is first used
 from numpy.typing import NDArray
-from scipy import stats as scipy_stats
 
-from otkd.report.stats import Cell, Summary, common, summarise
+from otkd.report.stats import DASH, DIGITS, Cell, Summary, common, number, summarise
 
 LEVEL = 0.95
 """Of every interval."""
@@ -25,8 +25,6 @@ ALPHA = 1 - LEVEL
 RESAMPLES = 9999
 REMEMBERED = 10_000
 """Differences whose tests are remembered."""
-DIGITS = 9
-"""Of points of accuracy, beyond which there is only the rounding of floats: it would break ties."""
 
 
 class Interval(NamedTuple):
@@ -58,13 +56,19 @@ class Difference(NamedTuple):
     """Probability of improvement: that a seed of the left beats a seed of the right (ties count half)."""
 
 
+def brackets(bounds: Interval, digits: int) -> str:
+    """`[+0.10, +0.52]`; a dash where it cannot be said."""
+    return DASH if math.isnan(bounds.low) else f"[{', '.join(number(bound, digits, sign=True) for bound in bounds)}]"
+
+
 def difference(left: Cell, right: Cell, lower: bool = False) -> Difference:
     """Everything that is told of two methods on one pair of networks; `lower`: the lower figure is the better."""
     left_S, right_S = common(left, right)
     by_seed = left_S - right_S
     delta_S = by_seed.to_numpy(dtype=float).round(DIGITS)
     better, worse = (right, left) if lower else (left, right)
-    return Difference(by_seed, *_told(tuple(delta_S)), _better(tuple(better.by_seed), tuple(worse.by_seed)))
+    pairs = (tuple(cell.by_seed.round(DIGITS)) for cell in (better, worse))
+    return Difference(by_seed, *_told(tuple(delta_S)), _better(*pairs))
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -84,7 +88,7 @@ def interval(values_S: NDArray[np.float64]) -> Interval:
     """Student's t interval of the mean of at least two values that are not all the same."""
     if not _varies(values_S):
         return UNKNOWN
-    found = scipy_stats.ttest_1samp(values_S, 0.0).confidence_interval(LEVEL)
+    found = scipy.stats.ttest_1samp(values_S, 0.0).confidence_interval(LEVEL)
     return Interval(float(found.low), float(found.high))
 
 
@@ -92,7 +96,7 @@ def bootstrap(values_S: NDArray[np.float64]) -> Interval:
     """Percentile interval of the mean of at least three values that are not all the same; always the same draws."""
     if len(values_S) < 3 or not _varies(values_S):
         return UNKNOWN
-    found = scipy_stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (values_S,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=0
     ).confidence_interval
     return Interval(float(found.low), float(found.high))
@@ -104,7 +108,7 @@ def unpaired(left: Cell, right: Cell) -> tuple[float, Interval, float]:
     mean = float(left_S.mean() - right_S.mean())
     if len(left_S) < 2 or len(right_S) < 2 or not (_varies(left_S) or _varies(right_S)):
         return mean, UNKNOWN, math.nan
-    found = scipy_stats.ttest_ind(left_S, right_S, equal_var=False)
+    found = scipy.stats.ttest_ind(left_S, right_S, equal_var=False)
     bounds = found.confidence_interval(LEVEL)
     return mean, Interval(float(bounds.low), float(bounds.high)), float(found.pvalue)
 
@@ -114,7 +118,7 @@ def probability_of_improvement(left: Iterable[float], right: Iterable[float]) ->
     left_S, right_S = np.asarray(list(left), dtype=float), np.asarray(list(right), dtype=float)
     if not len(left_S) or not len(right_S):
         return math.nan
-    return float(scipy_stats.mannwhitneyu(left_S, right_S).statistic) / (len(left_S) * len(right_S))
+    return float(scipy.stats.mannwhitneyu(left_S, right_S).statistic) / (len(left_S) * len(right_S))
 
 
 def least_p(n: int) -> float:
@@ -129,6 +133,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.full(len(p_M), math.nan)
     adjusted[ascending] = np.maximum.accumulate(p_M[ascending] * np.arange(len(ascending), 0, -1)).clip(max=1)
     return [float(value) for value in adjusted]
+
+
+def family(tables: Iterable[Sequence[float]]) -> str:
+    """How many tests each of several corrections was over: `3 tests`, or `2 to 3 tests`; NaN is no test."""
+    counts = {int(np.isfinite(np.asarray(p_values, dtype=float)).sum()) for p_values in tables}
+    least, most = min(counts - {0}, default=0), max(counts)
+    return (f"{most}" if least == most else f"{least} to {most}") + f" test{'s' * (most != 1)}"
 
 
 class Ranks(NamedTuple):
@@ -158,10 +169,10 @@ def ranks(figures: pd.DataFrame) -> Ranks:
     from scikit_posthocs import posthoc_nemenyi_friedman  # brings seaborn; seconds to import
 
     with np.errstate(invalid="ignore"):  # NaN where all are alike
-        p_friedman = float(scipy_stats.friedmanchisquare(*(figures[name] for name in figures)).pvalue)
+        p_friedman = float(scipy.stats.friedmanchisquare(*(figures[name] for name in figures)).pvalue)
     p_nemenyi = posthoc_nemenyi_friedman(figures.to_numpy())
     p_nemenyi.index, p_nemenyi.columns = figures.columns, figures.columns
-    quantile = scipy_stats.studentized_range.ppf(LEVEL, methods, np.inf) / math.sqrt(2)
+    quantile = scipy.stats.studentized_range.ppf(LEVEL, methods, np.inf) / math.sqrt(2)
     critical = float(quantile * math.sqrt(methods * (methods + 1) / (6 * blocks)))
     return Ranks(average, p_friedman, p_nemenyi, critical)
 
@@ -171,11 +182,11 @@ def _varies(values_S: NDArray[np.float64]) -> bool:
 
 
 def _p_t(delta_S: NDArray[np.float64]) -> float:
-    return float(scipy_stats.ttest_1samp(delta_S, 0.0).pvalue) if _varies(delta_S) else math.nan
+    return float(scipy.stats.ttest_1samp(delta_S, 0.0).pvalue) if _varies(delta_S) else math.nan
 
 
 def _p_wilcoxon(delta_S: NDArray[np.float64]) -> float:
-    return float(scipy_stats.wilcoxon(delta_S).pvalue) if _varies(delta_S) else math.nan
+    return float(scipy.stats.wilcoxon(delta_S).pvalue) if _varies(delta_S) else math.nan
 
 
 def _effect(delta_S: NDArray[np.float64]) -> float:

@@ -47,6 +47,8 @@ PAGE, SUMMARY = "report.html", "summary.json"
 """The page; and what a report says of itself, and its main table, for programs."""
 MAIN = "accuracy"
 """Plug-in of the main table."""
+LAST = 1000
+"""Place in the report of a plug-in that names no `ORDER`."""
 SOURCES = (".py", ".csv", ".j2", ".css", ".js")
 """Kinds of otkd's files that make a report what it is."""
 
@@ -94,6 +96,8 @@ class Section:
 
     name: str
     title: str
+    order: float
+    """Its place in the report: the least `ORDER` of the two."""
     tables: list[Table]
     pictures: list[Picture]
 
@@ -134,20 +138,46 @@ def write_report(
         StorageError: the disk refuses.
     """
     load_references(references)  # what is wrong with it is said before the sweep is read
-    from otkd.track import reader
+    asked = [name] if isinstance(name, str) or name is None else name
+    return report_of(layout, recorded(layout, asked), references, options, mixed=mixed, to=to)
 
-    asked = [name] if isinstance(name, str) or name is None else list(dict.fromkeys(name))
-    records = list({record.run_id: record for record in (_record(layout, one) for one in asked)}.values())
+
+def recorded(layout: Layout, asked: Sequence[str | None]) -> list[SweepRecord]:
+    """Sweeps by their names (None: the last one), each once.
+
+    Raises:
+        OtkdError: there is no such sweep, or the store does not answer.
+    """
+    return list({record.run_id: record for record in (_record(layout, one) for one in dict.fromkeys(asked))}.values())
+
+
+def report_of(
+    layout: Layout,
+    records: Sequence[SweepRecord],
+    references: Path | None = None,
+    options: Options = WHOLE,
+    *,
+    mixed: bool = False,
+    to: Path | None = None,
+) -> Report:
+    """What `write_report` does, of sweeps that have been read.
+
+    Raises:
+        OtkdError: several cannot stand in one table, `references` cannot be read, or the store does not answer.
+        StorageError: the disk refuses.
+    """
     record, folders = records[0], to or layout.reports
-    if len(records) == 1 and (there := _there(folders / record.info.name, record, references, options)) is not None:
-        return there
+    if len(records) == 1 and (found := there(folders / record.info.name, record, references, options)) is not None:
+        return found
     sweeps = [(record, cache.epochs(layout, record)) for record in records]
     epochs = sweeps[0][1]
     if len(sweeps) > 1:
         record, epochs, warning = side_by_side.join(sweeps, mixed)
         options = options._replace(warning=warning)
-    kept = reader.files(layout, record)
-    return build(record, epochs, folders / record.info.name, references, options, kept)
+    kept = cache.CachedFiles(layout, record)
+    made = build(record, epochs, folders / record.info.name, references, options, kept)
+    kept.keep()
+    return made
 
 
 def read(layout: Layout, name: str | None = None) -> tuple[SweepRecord, pd.DataFrame]:
@@ -233,14 +263,14 @@ def is_current(folder: Path, record: SweepRecord) -> bool:
     return _meta(page, "otkd-run") == record.run_id and _meta(page, "otkd-trials") == states(record)
 
 
-def _there(folder: Path, record: SweepRecord, references: Path | None, options: Options) -> Report | None:
+def there(folder: Path, record: SweepRecord, references: Path | None = None, options: Options = WHOLE) -> Report | None:
     """The report in `folder`, if it is whole and would be the same again."""
     if not is_current(folder, record):
         return None
     try:
         told = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         whole = all((folder / path).is_file() for path in told["files"])
-        same = told["made_with"] == made_with(references, options)
+        same = told["made_with"] == made_with(references, options) and (options.browser is None or PDF in told["files"])
         return _report(folder, told, [])._replace(new=False) if whole and same and not told["problems"] else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -259,7 +289,8 @@ def made_with(references: Path | None = None, options: Options = WHOLE) -> str:
     code = {*own, *(path for group in ("tables", "plots") for path in plugins.sources(group).values())}
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(code)]
     rows = "" if references is None else hashlib.sha256(Path(references).read_bytes()).hexdigest()
-    return digest([__version__, *hashes, rows, sorted(options.formats), *map(str, options[1:])])
+    asked = options._replace(browser=None)  # where it lies makes no difference; whether there is a PDF is looked at
+    return digest([__version__, *hashes, rows, sorted(asked.formats), *map(str, asked[1:])])
 
 
 def states(record: SweepRecord) -> str:
@@ -330,10 +361,23 @@ def compose(
     for group in ("tables", "plots"):
         for name in options.wanted(group):
             _add(sections, problems, group, name, (trials, epochs, record.info, files or NONE))
-    ordered = sorted(sections.values(), key=lambda section: (_order(section.name), section.name))
+    ordered = sorted(sections.values(), key=lambda section: (section.order, section.name))
+    _number(ordered)
     if options.warning:
         _mark(ordered, options.warning)
     return Contents(record.info, trials, _sentences(trials, options), ordered, problems)
+
+
+def _number(sections: list[Section]) -> None:
+    """Give tables names of their own where one would overwrite another's files: `search-ot-kd`, `search-ot-kd-2`."""
+    taken: set[str] = set()
+    for section in sections:
+        for place, table in enumerate(section.tables):
+            name, number = table.name, 2
+            while name in taken:
+                name, number = f"{table.name}-{number}", number + 1
+            taken.add(name)
+            section.tables[place] = replace(table, name=name)
 
 
 def _mark(sections: list[Section], warning: str) -> None:
@@ -361,16 +405,6 @@ def _by_pair(tables: Sequence[Table]) -> dict[str, pd.DataFrame]:
     return {pair: tables[0].frame[pair] for pair in tables[0].frame.columns.unique(0)} if tables else {}
 
 
-def headline(
-    record: SweepRecord,
-    epochs: pd.DataFrame | None = None,
-    options: Options = WHOLE,
-) -> str:
-    """Progress and the accuracy table as Markdown, for the parent run's note."""
-    trials = options.applied(frame.trials(record, epochs))
-    return _as_note(_sentences(trials, options), _accuracy(trials, record.info))
-
-
 def _as_note(sentences: Iterable[str], tables: Sequence[Table]) -> str:
     parts = [formats.md(line) for line in sentences]
     parts += [part for table in tables[:1] for part in (formats.markdown(table), formats.md(table.caption))]
@@ -382,30 +416,40 @@ def _accuracy(trials: pd.DataFrame, info: SweepInfo) -> list[Table]:
     return found
 
 
-def _order(name: str) -> int:
-    """A plug-in's `ORDER` in the report; those that name none come last."""
-    orders = [
-        getattr(plugins.load(group, name), "ORDER", 1000)
-        for group in ("tables", "plots")
-        if name in plugins.names(group)
-    ]
-    return min(orders)
-
-
 def _add(sections: dict[str, Section], problems: list[str], group: str, name: str, source: tuple[Any, ...]) -> None:
     trials, epochs, info, files = source
     try:
         module = plugins.load(group, name)
-        tables = list(call(module.table, trials, info, files=files)) if group == "tables" else []
+        tables = list(map(_readable, call(module.table, trials, info, files=files))) if group == "tables" else []
         picture = _picture(module, name, trials, epochs, info, files) if group == "plots" else None
+        if not tables and picture is None:
+            return
+        title = str(module.title(trials) if hasattr(module, "title") else module.TITLE)
+        order = float(getattr(module, "ORDER", LAST))
     except Exception as error:  # a plug-in of the user's must not cost the report of a long sweep
         problems.append(f"{plugins.GROUPS[group].noun} {name}: {type(error).__name__}: {error}")
         return
-    if tables or picture:
-        title = module.title(trials) if hasattr(module, "title") else module.TITLE
-        section = sections.setdefault(name, Section(name, title, [], []))
-        section.tables += tables
-        section.pictures += [picture] if picture else []
+    section = sections.setdefault(name, Section(name, title, order, [], []))
+    section.order = min(section.order, order)
+    section.tables += tables
+    section.pictures += [picture] if picture else []
+
+
+def _readable(table: Any) -> Table:
+    """A plug-in's table, if the page can show it.
+
+    Raises:
+        TypeError: it is none, or something in it that is to be read is no text.
+    """
+    if not isinstance(table, Table):
+        raise TypeError(f"table() gave a {type(table).__name__} where an otkd.report.table.Table is wanted")
+    heads = [part for column in table.frame.columns for part in table.parts(column)]
+    texts = [table.name, table.title, table.caption, *heads, *table.frame.to_numpy().ravel()]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"names, cells and caption of a table are text; {table.name} has {text!r}")
+    formats.markdown(table).encode()  # finds cells that are not there, and what no file can hold
+    return table
 
 
 def _picture(
@@ -414,10 +458,11 @@ def _picture(
     drawing = call(module.figure, trials, epochs, info, files=files)
     if drawing is None:
         return None
-    caption = call(module.caption, trials, info, files=files) if hasattr(module, "caption") else ""
+    caption = str(call(module.caption, trials, info, files=files)) if hasattr(module, "caption") else ""
     png = _saved(drawing, "png", "Software")
-    spots = style.spots(drawing)  # where they are in the PNG, before the PDF is laid out
-    return Picture(name, module.TITLE, caption, png, _saved(drawing, "pdf", "Creator"), spots)
+    spots = style.spots(drawing)
+    drawing.set_layout_engine("none")  # the PDF keeps the PNG's layout, which takes long to find
+    return Picture(name, str(module.TITLE), caption, png, _saved(drawing, "pdf", "Creator"), spots)
 
 
 def _saved(drawing: Any, form: str, maker: str) -> bytes:
@@ -431,22 +476,39 @@ def _saved(drawing: Any, form: str, maker: str) -> bytes:
 
 def _files(contents: Contents, record: SweepRecord, options: Options) -> dict[str, str | bytes]:
     """Path within the folder → content; the page comes last, as it says that the report is whole."""
+    files = _of_tables(contents, options)
+    for picture in (picture for section in contents.sections for picture in section.pictures):
+        files |= {f"figures/{picture.name}.png": picture.png, f"figures/{picture.name}.pdf": picture.pdf}
     context = _context(contents, record) | {"beside": options.beside}
-    files: dict[str, str | bytes] = {
-        "report.md": _template("report.md.j2", False, context),
-        "trials.csv": formats.csv(contents.frame),
-    }
-    for section in contents.sections:
-        for table in section.tables:
-            files[f"tables/{table.name}.csv"] = formats.csv(table.data)
-            files[f"tables/{table.name}.tex"] = formats.latex(table)
-            files[f"tables/{table.name}.parquet"] = formats.parquet(table.data)
-            files[f"tables/{table.name}.json"] = formats.split(table.data)
-        files |= {f"figures/{picture.name}.png": picture.png for picture in section.pictures}
-        files |= {f"figures/{picture.name}.pdf": picture.pdf for picture in section.pictures}
+    files |= {"report.md": _template("report.md.j2", False, context), "trials.csv": formats.csv(contents.frame)}
     page = _template("report.html.j2", True, context)
     files |= _printed(page, options, contents.problems) | {PAGE: page}
     return {path: content for path, content in files.items() if options.writes(path)}
+
+
+def _of_tables(contents: Contents, options: Options) -> dict[str, str | bytes]:
+    """The files of the tables that are wanted; one that cannot be made is named in `problems`."""
+    files: dict[str, str | bytes] = {}
+    for table in (table for section in contents.sections for table in section.tables):
+        for form, write in _writers(table, contents.info.dataset).items():
+            path = f"tables/{table.name}.{form}"
+            if not options.writes(path):
+                continue
+            try:
+                files[path] = write()
+            except Exception as error:  # a plug-in's numbers must not cost the report of a long sweep
+                contents.problems.append(f"{path}: {type(error).__name__}: {error}")
+    return files
+
+
+def _writers(table: Table, dataset: str) -> dict[str, Callable[[], bytes]]:
+    """Form → what makes the file."""
+    return {
+        "csv": lambda: formats.csv(table.data).encode(),
+        "tex": lambda: formats.latex(table, dataset).encode(),
+        "parquet": lambda: formats.parquet(table.data),
+        "json": lambda: formats.split(table.data).encode(),
+    }
 
 
 def _printed(page: str, options: Options, problems: list[str]) -> dict[str, str | bytes]:

@@ -25,6 +25,12 @@ NEVER = ("seed", "teacher.seed")
 """Parameters in which trials of one method differ."""
 OWN = ("objective.", "train.")
 """Beginnings of the parameters that a method has on any pair of networks."""
+OPTIONS = "data.options"
+"""Beginning of the parameters that are a data set's own options."""
+SPLIT = "data.split_seed"
+"""Parameter that says which images a validation split or a limit takes."""
+TESTED = "digest of the test images"
+"""What is told of sweeps whose students were tested on different images, where no option of the data set says why."""
 ARROW = " ← "
 
 Rows = list["TrialRow"]
@@ -39,7 +45,7 @@ def join(
 
     Args:
         sweeps: records with what `frame.epochs` gives.
-        mixed: take sweeps whose students had different budgets.
+        mixed: take sweeps whose students had different budgets, or other images of one data set.
 
     Raises:
         OtkdError: they cannot stand in one table; says what differs, and the way out.
@@ -48,9 +54,10 @@ def join(
     _expect_alike(records)
     differing = budgets(records)
     if differing and not mixed:
+        what = _what(differing)
         raise OtkdError(
-            f"{_and(record.info.name for record in records)} had different budgets: {told(differing)}. One table of "
-            "all would compare the budgets, too. --mixed-budgets makes it, and marks every table; or report each by "
+            f"{_and(record.info.name for record in records)} had different {what}: {told(differing)}. One table of "
+            f"all would compare the {what}, too. --mixed-budgets makes it, and marks every table; or report each by "
             "itself: `otkd report NAME`."
         )
     curves = pd.concat([epochs for _, epochs in sweeps], ignore_index=True)
@@ -59,13 +66,41 @@ def join(
 
 
 def budgets(records: Sequence[SweepRecord]) -> dict[str, dict[str, str]]:
-    """Parameter of the budget → sweep → its values, of those in which students of the sweeps differ."""
+    """What of the budget or of the images differs between students of the sweeps → sweep → its values."""
     found: dict[str, dict[str, str]] = {}
     for name in BUDGET:
         by_sweep = {record.info.name: _values(record, name) for record in records if _compared(record)}
         if len(set(by_sweep.values())) > 1:
             found[name] = {sweep: " or ".join(values) or "none" for sweep, values in by_sweep.items()}
-    return found
+    return found | _images(records)
+
+
+def _images(records: Sequence[SweepRecord]) -> dict[str, dict[str, str]]:
+    """The same of options of the data set, the seed of its split, and what was tested on; as far as it is on record."""
+    names = {name for record in records for row in _compared(record) for name in row.params}
+    splits = any(_values(record, name) for record in records for name in ("data.val", "data.limit"))
+    names = {name for name in names if name.startswith(OPTIONS) or (name == SPLIT and splits)}
+    told_of = {name: {record.info.name: _raw(record, name) for record in records} for name in sorted(names)}
+    tested = {TESTED: {record.info.name: _tested(record) for record in records}}
+    differing = _differing(told_of)
+    explained = any(name.startswith(OPTIONS) for name in differing)
+    return differing if explained else differing | _differing(tested)
+
+
+def _differing(told_of: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, dict[str, str]]:
+    """What is not the same in all sweeps that have it on record."""
+    known = {name: {sweep: values for sweep, values in group.items() if values} for name, group in told_of.items()}
+    return {
+        name: {sweep: " or ".join(values) for sweep, values in group.items()}
+        for name, group in known.items()
+        if len(set(group.values())) > 1
+    }
+
+
+def _what(differing: Mapping[str, object]) -> str:
+    """`budgets`, `data`, or `budgets and data`."""
+    of_data = [name in (TESTED, SPLIT) or name.startswith(OPTIONS) for name in differing]
+    return _and([*["budgets"] * (not all(of_data)), *["data"] * any(of_data)])
 
 
 def told(differing: Mapping[str, Mapping[str, str]]) -> str:
@@ -80,8 +115,8 @@ def _mark(differing: Mapping[str, Mapping[str, str]]) -> str:
     if not differing:
         return ""
     return (
-        f"Mixed budgets: {told(differing)}. A difference between methods of different sweeps may be the budget's, and "
-        "runs of one seed share less than they do within a sweep."
+        f"Mixed {_what(differing)}: {told(differing)}. A difference between methods of different sweeps may be due to "
+        "that, and runs of one seed share less than they do within a sweep."
     )
 
 
@@ -110,8 +145,15 @@ def _compared(record: SweepRecord) -> Rows:
 
 
 def _values(record: SweepRecord, name: str) -> tuple[str, ...]:
-    values = {row.params.get(name, "") for row in _compared(record)}
-    return tuple(sorted(value for value in values if value not in NOTHING))
+    return tuple(value for value in _raw(record, name) if value not in NOTHING)
+
+
+def _raw(record: SweepRecord, name: str) -> tuple[str, ...]:
+    return tuple(sorted({row.params[name] for row in _compared(record) if name in row.params}))
+
+
+def _tested(record: SweepRecord) -> tuple[str, ...]:
+    return tuple(sorted({digest for row in _compared(record) for part, digest in row.data if part == "test"}))
 
 
 def _joined(records: Sequence[SweepRecord]) -> SweepRecord:
@@ -129,7 +171,8 @@ def _joined(records: Sequence[SweepRecord]) -> SweepRecord:
         labels=tuple(row.label for row in trials),
     )
     run_id = "+".join(record.run_id for record in records)
-    return type(records[0])(info, run_id, max(record.started for record in records), tuple(trials))
+    started = max(record.started for record in records)
+    return records[0]._replace(info=info, run_id=run_id, started=started, trials=tuple(trials))
 
 
 def _notes(infos: Sequence[SweepInfo]) -> tuple[str, ...]:
@@ -145,13 +188,13 @@ def _trials(records: Sequence[SweepRecord]) -> Rows:
     named = _renamed_pairs(records)
     named = _renamed_methods(named)
     found: dict[tuple[str, ...], TrialRow] = {}
-    taken: dict[tuple[str, ...], Label] = {}
+    taken: dict[tuple[str, ...], dict[str, Label]] = {}
     for rows in named.values():
         alias = _aliases(rows, taken)
         for row in rows:
             label = row.label.model_copy(update=alias.get((row.label.pair, variant(row.label)), {}))
             found.setdefault((*_place(label), variant(label)), row._replace(label=label))
-            taken.setdefault(_place(label), label)
+            taken.setdefault(_place(label), {}).setdefault(variant(label), label)
     teachers = [row for row in found.values() if row.label.role == "teacher"]
     return [*teachers, *(row for row in found.values() if row.label.role != "teacher")]
 
@@ -160,14 +203,20 @@ def _place(label: Label) -> tuple[str, ...]:
     return label.key, label.stage, label.role, label.pair
 
 
-def _aliases(rows: Rows, taken: Mapping[tuple[str, ...], Label]) -> dict[tuple[str, str], dict[str, object]]:
-    """(pair, method) of a sweep, some trial of which an earlier sweep calls otherwise → what that one calls it."""
+def _aliases(
+    rows: Rows, taken: Mapping[tuple[str, ...], Mapping[str, Label]]
+) -> dict[tuple[str, str], dict[str, object]]:
+    """(pair, method) of a sweep whose trials earlier sweeps know by other names alone → the first of these."""
     found: dict[tuple[str, str], dict[str, object]] = {}
+    same: set[tuple[str, str]] = set()
     for row in rows:
-        first = taken.get(_place(row.label))
-        if first is not None and variant(first) != variant(row.label):
-            found.setdefault((row.label.pair, variant(row.label)), {"method": first.method, "axes": first.axes})
-    return found
+        known, own = taken.get(_place(row.label), {}), variant(row.label)
+        if own in known:
+            same.add((row.label.pair, own))
+        elif known:
+            first = next(iter(known.values()))
+            found.setdefault((row.label.pair, own), {"method": first.method, "axes": first.axes})
+    return {place: alias for place, alias in found.items() if place not in same}
 
 
 def _renamed_pairs(records: Sequence[SweepRecord]) -> dict[str, Rows]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 DASH = "—"
+DIGITS = 9
+"""Of points of accuracy, beyond which there is only the rounding of floats: it would break ties."""
+SIGNIFICANT = 13
+"""Digits of a mean, beyond which there is only the rounding of floats."""
 
 
 class Summary(NamedTuple):
@@ -36,27 +41,35 @@ class Cell(NamedTuple):
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """Mean, sample standard deviation and count of the values that are numbers."""
+    """Mean (without the rounding of floats), sample standard deviation and count of the values that are numbers."""
     array = np.asarray(list(values), dtype=float)
     array = array[np.isfinite(array)]
-    mean = float(array.mean()) if len(array) else math.nan
+    mean = float(f"{array.mean():.{SIGNIFICANT}g}") if len(array) else math.nan
     return Summary(mean, float(array.std(ddof=1)) if len(array) > 1 else math.nan, len(array))
 
 
 def cells(rows: pd.DataFrame, variants: Iterable[str], column: str) -> dict[str, Cell]:
     """The cell of each variant, some of which may have no rows."""
     places, nowhere = rows.groupby("variant", sort=False).indices, np.empty(0, dtype=int)
-    short = rows[["seed", "status", column]]
-    return {name: cell(short.take(places.get(name, nowhere)), column) for name in variants}
+    arrays = _arrays(rows, column)
+    return {name: _cell(*(array[places.get(name, nowhere)] for array in arrays)) for name in variants}
 
 
 def cell(rows: pd.DataFrame, column: str) -> Cell:
     """The figures `column` of finished trials, and what became of the others."""
-    finished = rows["status"].to_numpy() == "finished"
-    values, seeds = rows[column].to_numpy(dtype=float), rows["seed"].to_numpy()
+    return _cell(*_arrays(rows, column))
+
+
+def _arrays(rows: pd.DataFrame, column: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+    """Status, seed and figure of each trial."""
+    return rows["status"].to_numpy(dtype=object), rows["seed"].to_numpy(), rows[column].to_numpy(dtype=float)
+
+
+def _cell(status: NDArray[Any], seeds: NDArray[Any], values: NDArray[np.float64]) -> Cell:
+    finished = status == "finished"
     counted = finished & np.isfinite(values)
     figures = pd.Series(values[counted], index=seeds[counted])
-    words = [f"{status} ×{count}" for status, count in Counter(rows["status"][~finished]).items()]
+    words = [f"{state} ×{count}" for state, count in Counter(status[~finished]).items()]
     if counted.sum() < finished.sum():
         words.append(f"no figure ×{finished.sum() - counted.sum()}")
     return Cell(figures, ", ".join(words))
@@ -81,7 +94,7 @@ def _one_a_seed(by_seed: pd.Series) -> pd.Series:
 def paired(left: Cell, right: Cell) -> Summary:
     """`left - right` over the seeds that both have."""
     left_S, right_S = common(left, right)
-    return summarise(left_S - right_S)
+    return summarise((left_S - right_S).round(DIGITS))
 
 
 def within_spread(difference: Summary) -> bool:
@@ -90,10 +103,12 @@ def within_spread(difference: Summary) -> bool:
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:
-    """A number with a true minus sign; a dash for none."""
+    """A number with a true minus sign, and none where what is shown is nought; a dash for no number."""
     if not math.isfinite(value):
         return DASH
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    text = f"{abs(value):.{digits}f}"
+    mark = "−" if value < 0 else "+" if sign else ""
+    return mark + text if float(text) else text
 
 
 def show(summary: Summary, digits: int = 2, sign: bool = False) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +19,10 @@ from otkd.report.stats import Summary, number, show
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B3A100")
 """Okabe & Ito's palette without black (the teacher's), its yellow darkened to be seen on white."""
 FLOOR, TEACHER = "#6B6B6B", "#000000"
+TITLE, LETTER = 10, 0.55
+"""Points of a panel's title, and the share of these that a letter is wide."""
+ROW, ENTRY = 0.19, 60
+"""Inches that a legend's row is high, and the most letters of an entry."""
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
 DPI = 150
 
@@ -51,9 +58,27 @@ def canvas(rows: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def tidy(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title, labels and a quiet frame."""
-    axes.set_title(plain(title), fontsize=10, loc="left")
+def panels(count: int, *sizes: tuple[float, float]) -> tuple[Figure, Any]:
+    """A figure of `count` panels, and its axes as a 2-d array; those that are left over are hidden.
+
+    Args:
+        sizes: width and height of one panel in inches where there is one column, two, …: as many columns at most.
+    """
+    columns = min(len(sizes), count)
+    figure, spread = canvas(math.ceil(count / columns), columns, *sizes[columns - 1])
+    for axes in spread.flat[count:]:
+        axes.set_visible(False)
+    return figure, spread
+
+
+def beside(labels: Iterable[str]) -> float:
+    """The inches that labels down the side take beyond what a panel has for them."""
+    return 0.06 * max(0, max((len(line) for label in labels for line in label.split("\n")), default=0) - 12)
+
+
+def tidy(axes: Axes, title: str, x: str, y: str, points: float = TITLE) -> None:
+    """Title, broken where the panel ends, labels and a quiet frame."""
+    axes.set_title(plain(_broken(axes, title, points)), fontsize=points, loc="left")
     axes.set_xlabel(plain(x), fontsize=9)
     axes.set_ylabel(plain(y), fontsize=9)
     axes.tick_params(labelsize=8.5)
@@ -63,14 +88,16 @@ def tidy(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def legend(figure: Figure, panels: np.ndarray) -> None:
-    """One legend under all panels, in as many columns as fit."""
+    """One legend under all panels, in as many columns as fit; the figure grows with its rows."""
     found: dict[str, Any] = {}
     for axes in panels.flat:
         found |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    inches = 0.6 + 0.075 * max(map(len, found), default=1)
+    labels = [label if len(label) <= ENTRY else label[: ENTRY - 1].rstrip("\\") + "…" for label in found]
+    inches = 0.6 + 0.075 * max(map(len, labels), default=1)
     columns = max(1, min(len(found), int(figure.get_figwidth() / inches)))
     place = {"loc": "outside lower center", "ncols": columns}
-    figure.legend(list(found.values()), list(found), fontsize=8.5, frameon=False, **place)
+    figure.set_figheight(figure.get_figheight() + ROW * (math.ceil(len(found) / columns) - 1))
+    figure.legend(list(found.values()), labels, fontsize=8.5, frameon=False, **place)
 
 
 def plain(text: str) -> str:
@@ -105,10 +132,19 @@ def told(name: str, summary: Summary, unit: str, digits: int = 2, sign: bool = F
     return f"{name}: {show(summary, digits, sign)}{unit}, n = {summary.n}"
 
 
-def each(by_seed: pd.Series, sign: bool = False) -> str:
+def each(by_seed: pd.Series, digits: int = 2, sign: bool = False) -> str:
     """`by seed 0: 74.81, 1: 74.23`: the figures behind a mean, at most ten of them."""
-    shown = [f"{seed}: {number(value, sign=sign)}" for seed, value in by_seed.iloc[:10].items()]
+    shown = [f"{seed}: {number(value, digits, sign)}" for seed, value in by_seed.iloc[:10].items()]
     return "by seed " + ", ".join(shown) + (", …" if len(by_seed) > 10 else "")
+
+
+def _broken(axes: Axes, text: str, points: float) -> str:
+    """Text in lines that are no wider than a panel of the figure."""
+    grid = axes.get_subplotspec()
+    columns = grid.get_gridspec().ncols if grid is not None else 1
+    inches = axes.figure.bbox.width / axes.figure.dpi / columns
+    most = int(72 * inches / (LETTER * points)) - 6
+    return "\n".join(part for line in text.split("\n") for part in wrap(line, most))
 
 
 def _look(index: int) -> Look:

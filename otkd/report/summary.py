@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import pandas as pd
 
 from otkd.report import choice, selection, stats
 from otkd.report.choice import Metric
 from otkd.report.frame import baselines, pairs, seeds, students
-from otkd.report.inference import ALPHA
+from otkd.report.inference import ALPHA, family
 from otkd.report.tables.accuracy import Line, lines, teacher
 from otkd.report.tables.differences import Line as Difference
 from otkd.report.tables.differences import compared
 
 CONVERGED = "/converged"
 """End of the name of a metric that is a share of converged solves, e.g. `train/<term>/converged`."""
+VERDICTS = BETTER, WORSE, NOISE, UNTESTED = "better", "worse", "within noise", "cannot be tested"
+"""What the paired t-test may say of a difference."""
 FEW = 5
 """Below so many seeds a spread is itself a guess."""
 
@@ -68,7 +71,7 @@ def convergence(frame: pd.DataFrame) -> list[str]:
 
 def weak_teacher(frame: pd.DataFrame, pair: str) -> list[str]:
     """One sentence where the teacher is no better than the student by itself."""
-    metric, floor = choice.metric(frame), baselines(frame).student
+    metric, floor = choice.metric(frame), baselines(frame[frame["pair"] == pair]).student
     top = teacher(frame, pair).summary
     alone = [line.cell.summary for line in lines(frame, pair) if line.variant == floor and line.cell.summary.n]
     if not top.n or not alone or metric.sign * top.mean > metric.sign * alone[0].mean:
@@ -81,43 +84,48 @@ def weak_teacher(frame: pd.DataFrame, pair: str) -> list[str]:
 
 def beyond_chance(frame: pd.DataFrame) -> list[str]:
     """One sentence per baseline: who is better, who is worse, and of whom neither can be said; none with one seed."""
-    found = {pair: compared(frame, pair) for pair in pairs(frame)} if seeds(frame) > 1 else {}
-    known = dict.fromkeys(base for groups in found.values() for base, group in groups.items() if group)
-    against = {base: [line for groups in found.values() for line in groups.get(base, [])] for base in known}
-    return [_verdicts(base, group, choice.metric(frame)) for base, group in against.items() if _tested(group)]
+    found = [compared(frame, pair) for pair in pairs(frame)] if seeds(frame) > 1 else []
+    known = dict.fromkeys(base for groups in found for base in groups)
+    against = {base: [groups[base] for groups in found if groups.get(base)] for base in known}
+    return [
+        _verdicts(base, groups, len(found), choice.metric(frame))
+        for base, groups in against.items()
+        if any(_verdict(line, choice.metric(frame)) != UNTESTED for group in groups for line in group)
+    ]
 
 
-def _verdicts(base: str, found: list[Difference], metric: Metric) -> str:
+def _verdicts(base: str, groups: list[list[Difference]], n_pairs: int, metric: Metric) -> str:
+    """What is true of each method on the pairs on which it can be compared, one group of differences a pair."""
     by_method: dict[str, list[Difference]] = {}
-    for line in found:
+    for line in (line for group in groups for line in group):
         by_method.setdefault(line.variant, []).append(line)
-    told = {name: [line for line in group if line.p_holm < ALPHA] for name, group in by_method.items()}
-    silent = [name for name, group in told.items() if not group]
-    better = [_on_pairs(name, group, by_method[name], metric, 1) for name, group in told.items()]
-    worse = [_on_pairs(name, group, by_method[name], metric, -1) for name, group in told.items()]
-    parts = {
-        "better": list(filter(None, better)),
-        "worse": list(filter(None, worse)),
-        "within noise": [name for name in silent if _tested(by_method[name])],
-        "cannot be tested": [name for name in silent if not _tested(by_method[name])],
-    }
+    parts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    for name, every in by_method.items():
+        for verdict, told in parts.items():
+            own = [line for line in every if _verdict(line, metric) == verdict]
+            if own:
+                told.append(_on_pairs(name, own, len(every), verdict, metric))
     words = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in parts.items() if names)
-    return f"Against {base}, by the paired t-test, Holm-corrected over the methods of a pair, at 5 %, {words}."
+    where = f" on {len(groups)} of {n_pairs} pairs" if len(groups) < n_pairs else ""
+    tests = family([[line.p_holm for line in group] for group in groups])
+    return f"Against {base}{where}, by the paired t-test, Holm-corrected over the {tests} of a pair, at 5 %, {words}."
 
 
-def _tested(group: list[Difference]) -> bool:
-    """Whether any of the differences could be tested."""
-    return any(math.isfinite(line.p_holm) for line in group)
+def _verdict(line: Difference, metric: Metric) -> str:
+    if math.isnan(line.p_holm):
+        return UNTESTED
+    if line.p_holm >= ALPHA:
+        return NOISE
+    return BETTER if metric.sign * line.found.summary.mean > 0 else WORSE
 
 
-def _on_pairs(name: str, told: list[Difference], every: list[Difference], metric: Metric, sign: int) -> str:
-    """`ot by 0.60 points on 3 of 4 pairs`; empty where it is so on none."""
-    gains = [sign * metric.sign * line.found.summary.mean for line in told]
-    means = [gain for gain in gains if gain > 0]
-    if not means:
-        return ""
-    where = f" on {len(means)} of {len(every)} pairs" if len(every) > 1 else ""
-    return f"{name} by {stats.number(sum(means) / len(means), metric.digits)}{metric.points}{where}"
+def _on_pairs(name: str, told: list[Difference], n_pairs: int, verdict: str, metric: Metric) -> str:
+    """`ot by 0.60 points on 3 of 4 pairs`; of what is no difference no size, and no count where it is so on all."""
+    where = f" on {len(told)} of {n_pairs} pairs"
+    if verdict in (NOISE, UNTESTED):
+        return name + where * (len(told) < n_pairs)
+    size = fmean(abs(line.found.summary.mean) for line in told)
+    return f"{name} by {stats.number(size, metric.digits)}{metric.points}{where * (n_pairs > 1)}"
 
 
 def _share(share: float) -> str:
@@ -137,21 +145,36 @@ def _pair(frame: pd.DataFrame, pair: str) -> str:
     most = max(line.cell.summary.n for line in measured)
     partial = [line for line in measured if line.cell.summary.n < most]
     ranked = [line for line in measured if line.cell.summary.n == most]
-    best = ranked[0]
-    text = f"{pair}: {best.variant} has the {metric.best} mean {_what(metric)}, {_figure(best.cell.summary, metric)}"
-    text += "".join(f", {words}" for words in _deltas(best, choice.against(frame), metric)) + "."
-    text += (
-        f" {_lead(best, ranked[1], metric)}"
-        if len(ranked) > 1
-        else f" No other method has {most} finished to compare it with."
-    )
-    text += "".join(_left_out(line, metric) for line in partial)
+    first = [line for line in ranked if line.cell.summary.mean == ranked[0].cell.summary.mean]
+    text = _tie(first, metric) if len(first) > 1 else _leader(ranked, choice.against(frame, pair), metric)
+    text = f"{pair}: {text}" + "".join(_left_out(line, most, metric) for line in partial)
     return text + _without([line for line in every if not line.cell.summary.n])
 
 
-def _left_out(line: Line, metric: Metric) -> str:
-    """A method that lost seeds is not ranked: those left may be the lucky ones."""
-    return f" Not ranked: {line.variant}, {_figure(line.cell.summary, metric)}; {line.cell.lacks}."
+def _leader(ranked: list[Line], known: dict[str, str], metric: Metric) -> str:
+    """Who has the best mean, over whom, and by how much."""
+    best, n = ranked[0], ranked[0].cell.summary.n
+    text = f"{best.variant} has the {metric.best} mean {_what(metric)}, {_figure(best.cell.summary, metric)}"
+    text += "".join(f", {words}" for words in _deltas(best, known, metric))
+    if len(ranked) > 1:
+        return f"{text}. {_lead(best, ranked[1], metric)}"
+    return f"{text}. No other method has {n} finished to compare it with."
+
+
+def _tie(first: list[Line], metric: Metric) -> str:
+    """Methods of the same best mean: none leads."""
+    *names, last = (line.variant for line in first)
+    *figures, figure = (_figure(line.cell.summary, metric) for line in first)
+    return (
+        f"{', '.join(names)} and {last} have the same {metric.best} mean {_what(metric)}, {', '.join(figures)} and "
+        f"{figure}: none of them leads."
+    )
+
+
+def _left_out(line: Line, most: int, metric: Metric) -> str:
+    """A method with fewer seeds than others is not ranked: those that it has may be the lucky ones."""
+    reason = line.cell.lacks or f"others have n = {most}"
+    return f" Not ranked: {line.variant}, {_figure(line.cell.summary, metric)}; {reason}."
 
 
 def _without(unmeasured: list[Line]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 
 import pandas as pd
 
@@ -63,6 +64,16 @@ def best(column: int, summaries: Sequence[Summary], offset: int = 0, lowest: boo
         return set()
     top = min(means.values()) if lowest else max(means.values())
     return {(row + offset, column) for row, mean in means.items() if mean == top}
+
+
+def distinct(tables: Iterable[Table]) -> list[Table]:
+    """The tables, each with a name of its own: of those whose name is one (`ot+kd`, `ot-kd`) the later get a number."""
+    found: dict[str, Table] = {}
+    for table in tables:
+        names = chain([table.name], (f"{table.name}-{place}" for place in count(2)))
+        name = next(one for one in names if one not in found)
+        found[name] = replace(table, name=name)
+    return list(found.values())
 
 
 def slug(text: str) -> str:

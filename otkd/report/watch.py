@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from otkd.track.reader import SweepRecord
 
 Look = Callable[[], Sequence["SweepRecord"]]
+Rebuild = Callable[[Sequence["SweepRecord"]], bool]
+
+TRIES = 3
+"""How often a report that lacks something is made of one state of the sweeps: what failed may have been the store."""
 
 
 def watch(
     look: Look,
-    rebuild: Callable[[], None],
+    rebuild: Rebuild,
     is_over: Callable[[Sequence[SweepRecord]], bool],
     tell: Callable[[str], None],
     every_s: float,
@@ -24,11 +28,12 @@ def watch(
 ) -> None:
     """Rebuild at once, then whenever trials have changed, until the sweeps are over.
 
-    A store that is away is waited for; `tell` hears of it once.
+    A store that is away is waited for; `tell` hears of it once. A report that lacks something is made again at the next
+    looks, TRIES times in all.
 
     Args:
         look: reads the sweeps' records.
-        rebuild: writes the report.
+        rebuild: writes the report of these records; says whether it lacks nothing.
         is_over: whether nothing more can come.
         tell: tells a person.
         every_s: seconds between two looks.
@@ -37,15 +42,17 @@ def watch(
         OtkdError: the sweeps cannot be read or the report not written, for other reasons than a store that is away.
     """
     seen: list[object] = []
+    left = 0
     away = False
     while True:
         try:
             records = look()
             states = [_states(record) for record in records]
             if states != seen:
-                rebuild()
-                seen = states
-            if is_over(records):
+                seen, left = states, TRIES
+            if left:
+                left = 0 if rebuild(records) else left - 1
+            if not left and is_over(records):
                 return
             away = False
         except Exception as error:

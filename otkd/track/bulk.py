@@ -40,6 +40,8 @@ class TrialRun(NamedTuple):
     tags: dict[str, str]
     data: tuple[tuple[str, str], ...] = ()
     """(part, digest) of the images that it saw."""
+    place: str = ""
+    """Address of its files."""
 
 
 class Columns(NamedTuple):
@@ -85,7 +87,8 @@ def _of_entity(run: Run) -> TrialRun:
     inputs = run.inputs.dataset_inputs if run.inputs else []
     digests = {tag.value: one.dataset.digest for one in inputs for tag in one.tags if tag.key == names.DATA_CONTEXT}
     images = tuple(sorted(digests.items()))
-    return TrialRun(run.info.run_id, *ends, dict(data.metrics), dict(data.params), dict(data.tags), images)
+    values = dict(data.metrics), dict(data.params), dict(data.tags)
+    return TrialRun(run.info.run_id, *ends, *values, images, run.info.artifact_uri)
 
 
 def _of_tables(store: Store, keys: Sequence[str]) -> list[TrialRun]:
@@ -96,15 +99,18 @@ def _of_tables(store: Store, keys: Sequence[str]) -> list[TrialRun]:
     metrics, params = models.SqlLatestMetric.__table__.c, models.SqlParam.__table__.c
     kind, key = (models.SqlTag.__table__.alias(name).c for name in ("kind", "key"))
     ours = (
-        select(runs.run_uuid, runs.status, runs.start_time, runs.end_time, key.value)
+        select(runs.run_uuid, runs.status, runs.start_time, runs.end_time, runs.artifact_uri, key.value)
         .where(runs.experiment_id == int(store.experiment), runs.lifecycle_stage == "active")
         .where(kind.run_uuid == runs.run_uuid, kind.key == names.TAG_KIND, kind.value != "sweep")
         .where(key.run_uuid == runs.run_uuid, key.key == names.TAG_KEY)
     )
     wanted = set(keys)
     with database(store).ManagedSessionMaker() as session:
-        heads = [row[:4] for row in _rows(session, ours) if row[4] in wanted]
-        found = {id_: TrialRun(id_, status, start or 0, end, {}, {}, {}) for id_, status, start, end in heads}
+        heads = [row[:5] for row in _rows(session, ours) if row[5] in wanted]
+        found = {
+            id_: TrialRun(id_, status, start or 0, end, {}, {}, {}, place=place or "")
+            for id_, status, start, end, place in heads
+        }
         for some in batches(list(found)):
             for table, field in ((params, "params"), (tags, "tags")):
                 query = select(table.run_uuid, table.key, table.value).where(table.run_uuid.in_(some))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
@@ -13,10 +16,23 @@ from otkd.core.layout import Layout
 from otkd.core.plugins import unknown
 from otkd.core.records import Label, SweepInfo
 from otkd.track.bulk import LARGEST, Columns, TrialRun, trial_runs
-from otkd.track.files import TrialFiles, downloaded, kept_here
+from otkd.track.files import TrialFiles, downloaded, folder_of, kept_here
 from otkd.track.history import curves as curves_of
 from otkd.track.notes import link
-from otkd.track.store import Store, begun, connect, experiment_name, search, served, shown, tagged, tracking_uri
+from otkd.track.store import (
+    FILE,
+    Store,
+    begun,
+    connect,
+    experiment_name,
+    is_server,
+    refused,
+    search,
+    served,
+    shown,
+    tagged,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -40,6 +56,8 @@ class TrialRow(NamedTuple):
     """(part, digest) of the images that it saw: training, validation and test, as `otkd.track.inputs` tells them."""
     ended: int | None = None
     """When its run ended, in milliseconds since 1970; None where it has not, or may go on unseen."""
+    place: str = ""
+    """Address of the files of its run, as MLflow has it."""
 
 
 class SweepRecord(NamedTuple):
@@ -68,7 +86,8 @@ def sweeps(layout: Layout) -> list[tuple[str, str, float]]:
         TrackingError: nothing is recorded yet, or the store does not answer.
     """
     return [
-        (run.info.run_id, run.data.tags[names.TAG_SWEEP], begun(run)) for run in _parents(connect(layout, create=False))
+        (run.info.run_id, run.data.tags[names.TAG_SWEEP], begun(run))
+        for run in _parents(connect(layout, create=False), layout)
     ]
 
 
@@ -80,14 +99,15 @@ def read_sweep(layout: Layout, name: str | None = None) -> SweepRecord:
         OtkdError: there is no sweep of that name.
     """
     store = connect(layout, create=False)
-    parents = _parents(store)
+    parents = _parents(store, layout)
     if not parents:
         raise TrackingError(f"no sweep is recorded in {shown(store.uri)} yet. Run one first: `otkd sweep FILE`.")
     parent = next((run for run in parents if name is None or name in _names(run)), None)
     if parent is None:
         raise OtkdError(unknown("sweep", name, list(dict.fromkeys(run.data.tags[names.TAG_SWEEP] for run in parents))))
-    info = SweepInfo.model_validate_json(_plan(store, layout, parent.info.run_id))
-    runs = trial_runs(store, [label.key for label in info.labels])
+    info = _plan(store, layout, parent)
+    with _answering(store, layout):
+        runs = trial_runs(store, [label.key for label in info.labels])
     trials = tuple(_row(label, runs.get(label.key, [])) for label in info.labels)
     return SweepRecord(info, parent.info.run_id, begun(parent), trials, store.experiment, served(store.uri))
 
@@ -98,17 +118,9 @@ def curves(layout: Layout, run_ids: Sequence[str], metric: str) -> Columns:
     Raises:
         TrackingError: the store does not answer.
     """
-    return curves_of(connect(layout, create=False), run_ids, metric)
-
-
-def histories(layout: Layout, record: SweepRecord, metric: str) -> dict[str, list[tuple[int, float]]]:
-    """Trial key → (epoch, value) in order, for every trial that has the metric."""
-    keys = {row.run_id: row.label.key for row in record.trials if metric in row.metrics}
-    found: dict[str, list[tuple[int, float]]] = {key: [] for key in keys.values()}
-    names_of = list(keys.values())
-    for run, step, value in zip(*map(list, curves(layout, list(keys), metric)), strict=True) if keys else ():
-        found[names_of[run]].append((int(step), float(value)))
-    return found
+    store = connect(layout, create=False)
+    with _answering(store, layout):
+        return curves_of(store, run_ids, metric)
 
 
 def place(layout: Layout) -> str:
@@ -116,9 +128,25 @@ def place(layout: Layout) -> str:
     return f"{tracking_uri(layout)} {experiment_name()}"
 
 
+def database_file(layout: Layout) -> Path | None:
+    """The file that keeps the records; None where the store is no database in a file."""
+    uri = tracking_uri(layout)
+    return Path(uri.removeprefix(FILE).partition("?")[0]) if uri.startswith(FILE) else None
+
+
+def needs_ui(layout: Layout) -> bool:
+    """Whether MLflow's pages are there only while `otkd ui` serves them; else the tracking server has them."""
+    return not is_server(tracking_uri(layout))
+
+
 def files(layout: Layout, record: SweepRecord) -> TrialFiles:
     """What MLflow keeps as files of a record's trials; the store is not looked for before the first is asked for."""
-    return TrialFiles(layout, {row.label.key: row.run_id for row in record.trials})
+    return TrialFiles(layout, {row.label.key: (row.run_id, row.place) for row in record.trials})
+
+
+def are_here(layout: Layout, row: TrialRow) -> bool:
+    """Whether the files of a trial lie on this machine, so that no store has to be asked for them."""
+    return folder_of(layout, row.run_id, row.place) is not None
 
 
 def number(value: float) -> float:
@@ -126,8 +154,20 @@ def number(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) >= LARGEST else value
 
 
-def _parents(store: Store) -> list[Run]:
-    return sorted(search(store, tagged(names.TAG_KIND, "sweep")), key=begun, reverse=True)
+@contextmanager
+def _answering(store: Store, layout: Layout) -> Iterator[None]:
+    """Inside, whatever MLflow raises becomes a `TrackingError` that names the store, and the way out."""
+    try:
+        yield
+    except Exception as error:
+        raise refused(store.uri, error, layout) from error
+
+
+def _parents(store: Store, layout: Layout) -> list[Run]:
+    """Runs of sweeps; one that only looks like it, and has no name, is not otkd's."""
+    with _answering(store, layout):
+        found = search(store, tagged(names.TAG_KIND, "sweep"))
+    return sorted((run for run in found if run.data.tags.get(names.TAG_SWEEP)), key=begun, reverse=True)
 
 
 def _names(run: Run) -> tuple[str, str]:
@@ -141,7 +181,7 @@ def _row(label: Label, runs: list[TrialRun]) -> TrialRow:
     status, run = min(((_status(run), run) for run in runs), key=lambda pair: (*STATES, "missing").index(pair[0]))
     metrics = {name.removeprefix(names.SEARCHED): number(value) for name, value in run.metrics.items()}
     ended = None if status in ("running", "missing") else run.ended
-    return TrialRow(label, run.id, status, metrics, run.params, run.tags, run.data, ended)
+    return TrialRow(label, run.id, status, metrics, run.params, run.tags, run.data, ended, run.place)
 
 
 def _status(run: TrialRun) -> str:
@@ -152,12 +192,17 @@ def _status(run: TrialRun) -> str:
     return status if status in STATES else "missing"
 
 
-def _plan(store: Store, layout: Layout, run_id: str) -> str:
+def _plan(store: Store, layout: Layout, run: Run) -> SweepInfo:
     """The plan of a sweep; read here if it is here, as MLflow's own paths break when `runs/` is moved."""
-    here = kept_here(layout, run_id) / names.PLAN_ARTIFACT
-    if here.exists():
-        return here.read_text(encoding="utf-8")
+    here = kept_here(layout, run.info.run_id) / names.PLAN_ARTIFACT
     try:
-        return downloaded(store, run_id, names.PLAN_ARTIFACT)
+        text = (
+            here.read_text(encoding="utf-8") if here.exists() else downloaded(store, run.info.artifact_uri, here.name)
+        )
+        return SweepInfo.model_validate_json(text)
     except Exception as error:
-        raise TrackingError(f"{shown(store.uri)}: the plan of sweep run {run_id} cannot be read: {error}") from error
+        said = textwrap.shorten(str(error), 300, placeholder=" …")
+        raise TrackingError(
+            f"{shown(store.uri)}: {names.PLAN_ARTIFACT} of {run.data.tags[names.TAG_SWEEP]} (run {run.info.run_id}) "
+            f"cannot be read ({said}). The command of that sweep writes it again; `otkd report NAME` reports another."
+        ) from error

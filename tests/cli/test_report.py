@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from otkd import cli
 from otkd.core import names
-from otkd.core.errors import OtkdError
+from otkd.core.errors import OtkdError, StorageError
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, Label, SweepInfo, TrialResult
 from otkd.core.trial import Data, Model, Train, Trial
@@ -138,6 +138,8 @@ def test_formats_only_metric_and_baseline(otkd, tmp_path):
         (["one", "two"], r"train.epochs is 3 in one and 5 in two.*--mixed-budgets"),
         (["one", "--diff"], r"--diff takes two sweeps, and 1 came"),
         (["one", "two", "--diff", "--format", "csv"], r"--diff does not go with --format"),
+        (["one", "two", "--diff", "--mixed-budgets"], r"--diff does not go with --mixed-budgets"),
+        (["one", "--every", "5"], r"--every says how often --watch looks: add --watch, or leave --every out"),
     ],
 )
 def test_what_is_refused(otkd, tmp_path, words, said):
@@ -158,10 +160,16 @@ def test_diff(otkd, tmp_path):
     said = otkd("one", "two", "--diff").stdout
     assert f"only in one: ot on {PAIR}" in said
     assert "train.epochs" in said
-    data = pd.read_csv(tmp_path / "one-two/diff.csv").set_index("method")
+    data = pd.read_csv(tmp_path / "one~two/diff.csv").set_index("method")
     assert data.loc["kd", "mean"] == pytest.approx(0.2)
     assert data.loc["kd", "how"] == "by seed"
-    assert "+name: two" in (tmp_path / "one-two/diff.md").read_text()
+    assert "+name: two" in (tmp_path / "one~two/diff.md").read_text()
+
+
+def test_a_diff_that_cannot_be_written_names_the_way_out(otkd, tmp_path):
+    (tmp_path / "one~two").write_text("a file where the folder should be")
+    with pytest.raises(StorageError, match=r"cannot write .*diff\.csv: .*--to FOLDER writes elsewhere"):
+        otkd("one", "two", "--diff")
 
 
 def test_a_sweep_of_which_nothing_finished(otkd, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,19 @@ class Page:
     def __init__(self, record: Any, epochs: Any, files: dict[tuple[str, str], str]) -> None:
         self.record, self.epochs, self.files = record, epochs, files
         self.stamp, self.reads = "1", 0
+        self.names, self.seconds = [record.info.name, "other"], 0.0
         self.error: Exception | None = None
         self.app = AppTest.from_file(str(APP), default_timeout=300)
 
     def read(self, layout: Any, name: str) -> tuple[Any, Any]:
         self.reads += 1
+        time.sleep(self.seconds)
         return self.record, self.epochs
 
     def sweeps(self, layout: Any) -> list[str]:
         if self.error:
             raise self.error
-        return [self.record.info.name]
+        return self.names
 
     def open(self, view: str = "Overview") -> AppTest:
         if view != "Overview":
@@ -60,12 +63,11 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Page]
 
     def make(record: Any, files: dict[tuple[str, str], str] | None = None, epochs: Any = None) -> Page:
         epochs = frame.epochs(record, histories(record)) if epochs is None else epochs
-        made = Page(record, epochs, files or {})
+        made = Page(record._replace(experiment="1", ui="http://127.0.0.1:5000"), epochs, files or {})
         monkeypatch.setenv("OTKD_RUNS", str(tmp_path))
         monkeypatch.setattr(live, "stamp", lambda layout: made.stamp)
         monkeypatch.setattr(live, "sweeps", made.sweeps)
         monkeypatch.setattr(live, "text", lambda layout, run_id, path: made.files.get((run_id, path)))
-        monkeypatch.setattr(live, "page", lambda layout, run_id: f"{live.PAGES}/#/experiments/1/runs/{run_id}")
         monkeypatch.setattr(render, "read", made.read)
         return made
 

@@ -140,6 +140,10 @@ def test_filter_compare_and_open(server: tuple[int, Any], browser: Any) -> None:
     page.get_by_text("batch_size").first.wait_for()
     link = page.get_by_role("link", name="Its run in MLflow").get_attribute("href")
     assert link.startswith("http://127.0.0.1:5000/#/experiments/")
+    choose(page, "Method", "kd")
+    page.get_by_text("resnet8 ← resnet8 · kd · seed 0").wait_for()
+    key = page.locator(".otkd", has_text="finished · key").inner_text().split()[-1]
+    assert key[:10] in page.get_by_role("combobox", name="Trial").input_value()
     assert page.get_by_test_id("stException").count() == 0
     assert {urlparse(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
     page.close()

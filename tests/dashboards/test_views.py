@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,12 +15,14 @@ from report_sweeps import OFFSETS, PAIRS, Sweep, full_sweep
 from scipy import stats as scipy_stats
 
 from dashboards import charts, source
-from dashboards.page import VIEWS
+from dashboards.page import READ, VIEWS
+from dashboards.views import overview
 from otkd.core import names
 from otkd.core.confusion import Confusion
 from otkd.core.errors import TrackingError
-from otkd.core.records import Picture, Pictures
-from otkd.report import frame
+from otkd.core.records import Moment, Picture, Pictures
+from otkd.report import choice, frame
+from otkd.report.choice import METRICS
 from otkd.report.tables import accuracy, cost
 
 HOSTILE = "ot <script>alert(1)</script> $x$ _a_ **b** :smile: [c](d) `e` & |"
@@ -205,7 +208,7 @@ def test_the_ablation_has_the_reports_table_and_a_curve(page: Callable[..., Any]
 def test_no_axis_is_said(page: Callable[..., Any]) -> None:
     opened = page(full_sweep().record())
     opened.open("Ablations")
-    assert any("no axis with more than one value" in body for body in opened.html)
+    assert any("no axis of several values" in body for body in opened.html)
 
 
 def test_a_trial_is_opened_from_the_failures(page: Callable[..., Any]) -> None:
@@ -245,6 +248,51 @@ def test_a_trial_shows_its_matrices_and_settings(page: Callable[..., Any]) -> No
     assert "71.25" in tables(opened)[0][1]
 
 
+def test_a_plan_is_shown_by_epoch(page: Callable[..., Any]) -> None:
+    sweep = Sweep()
+    sweep.student("ot", 71.25)
+    early, late = (Picture(about=f"{words} plan", matrix=((0.5, 0.0), (0.0, 0.5))) for words in ("an early", "a late"))
+    kept = Pictures(pictures={"a": late}, earlier=(Moment(epoch=1, pictures={"a": early}),))
+    opened = page(sweep.record(), {("run-00", "snapshots.json"): kept.model_dump_json()})
+    app = opened.open("One trial")
+    box = app.selectbox(key="trial.epoch")
+    assert (box.options, box.value) == (["1", "last"], "last")
+    assert any("a late plan" in body for body in opened.html)
+    box.set_value("1")
+    opened.run()
+    assert any("an early plan" in body for body in opened.html)
+
+
+def test_a_trial_shows_every_figure_that_it_has(page: Callable[..., Any]) -> None:
+    sweep = Sweep()
+    ece, kl, val = names.test("last", names.TEST_ECE), names.test("best", names.TEST_KL), names.VAL_LOSS
+    sweep.student("kd", 71.25, **{ece: 6.125, kl: 0.61234, val: 1.5}, status="failed", reason="a `disk` is full")
+    opened = page(sweep.record())
+    opened.open("One trial")
+    assert tables(opened)[0] == [
+        ["figure", "seed 0"],
+        ["test top-1 %, last epoch", "71.25"],
+        [METRICS[ece].head, "6.12"],
+        [METRICS[kl].head, "0.6123"],
+        [METRICS[val].head, "1.5000"],
+        ["seconds per epoch", "10.00"],
+        ["parameters", "700,000"],
+    ]
+    assert any("has not finished: figures of the last epoch" in body for body in opened.html)
+    assert any("a `disk` is full" in body for body in opened.html), "a reason is no text of ours"
+
+
+def test_a_box_names_a_trial_of_the_method_that_is_chosen(page: Callable[..., Any]) -> None:
+    opened = page(full_sweep().record())
+    app = opened.open("One trial")
+    app.selectbox(key="trial.method").set_value("kd")
+    opened.run()
+    box = app.selectbox(key="trial.key")
+    assert box.value in {row.label.key for row in opened.record.trials if row.label.method == "kd"}
+    assert box.proto.set_value, "else a browser goes on showing the trial before"
+    assert box.proto.raw_value == box.options[0]
+
+
 def test_candidates_of_a_search_show_no_test_figure(page: Callable[..., Any]) -> None:
     sweep = Sweep(val="0.2")
     for value, val in ((0.1, 61.0), (0.9, 64.0)):
@@ -266,6 +314,52 @@ def test_candidates_of_a_search_show_no_test_figure(page: Callable[..., Any]) ->
     app.radio(key="board.stage").set_value("candidates of the search")
     opened.run()
     assert [row[1] for row in tables(opened)[0][1:]] == ["64.00", "61.00"]
+
+
+def test_any_figure_ranks_the_leaderboard(page: Callable[..., Any]) -> None:
+    sweep, ece = Sweep(), names.test("last", names.TEST_ECE)
+    for seed in range(2):
+        for method, top1, error in (("student", 70.0, 4.0), ("kd", 72.0, 9.0), ("ot", 71.0, 2.0)):
+            sweep.student(method, top1, seed, **{ece: error + seed})
+    opened = page(sweep.record())
+    app = opened.open("Leaderboard")
+    assert app.selectbox(key="board.figure").options == [choice.DEFAULT.head, METRICS[ece].head]
+    app.selectbox(key="board.figure").set_value(ece)
+    app.selectbox(key="board.order").set_value(FIRST)
+    opened.run()
+    (table,) = accuracy.table(choice.choose(frame.trials(opened.record, opened.epochs), ece, None), opened.record.info)
+    _, heads, *rows = tables(opened)[0]
+    assert heads == ["method", *(word for _, word in table.frame.columns)]
+    assert [row[:2] for row in rows[1:]] == [["ot", "2.50 ± 0.71"], ["student", "4.50 ± 0.71"], ["kd", "9.50 ± 0.71"]]
+    assert any("lowest mean" in body for body in opened.html)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_says_how_far_the_sweep_is(page: Callable[..., Any], view: str) -> None:
+    sweep = Sweep()
+    sweep.student("kd", 71.0)
+    opened = page(sweep.record())
+    opened.open(view)
+    assert [body for body in opened.html if ">Over: 1 of 1 trials finished.<" in body]
+
+
+def test_a_sweep_is_over_when_nothing_runs_and_nothing_is_to_come(page: Callable[..., Any]) -> None:
+    sweep = Sweep()
+    sweep.student("kd", 71.0)
+    sweep.student("kd", seed=1, status="diverged")
+    assert overview.standing(frame.trials(sweep.record())) == "Over: 1 of 2 trials finished, 1 diverged."
+    sweep.missing("kd", 2)
+    resting = "Not over, and nothing is in training: 1 of 3 trials finished, 1 to come, 1 diverged."
+    assert overview.standing(frame.trials(sweep.record())).startswith(resting)
+    sweep.student("kd", seed=3, status="running")
+    running = "Running: 1 of 4 trials finished, 1 in training, 1 to come, 1 diverged."
+    assert overview.standing(frame.trials(sweep.record())) == running
+
+
+def test_a_search_may_try_more(page: Callable[..., Any]) -> None:
+    sweep = Sweep(val="0.2")
+    sweep.student("ot", 70.0, stage="search", axes={"transport.weight": 0.1}, **{names.BEST_VAL_TOP1: 61.0})
+    assert overview.standing(frame.trials(sweep.record())).startswith("Over unless the search tries more: 1 of 1")
 
 
 def test_cost_joins_what_the_report_has(page: Callable[..., Any]) -> None:
@@ -309,6 +403,42 @@ def test_it_reads_again_only_when_something_is_new(page: Callable[..., Any]) -> 
     assert opened.reads == 3
 
 
+def test_a_sweep_that_took_long_to_read_is_not_read_at_every_turn(page: Callable[..., Any]) -> None:
+    opened = page(full_sweep().record())
+    opened.seconds = 0.5
+    opened.open()
+    for opened.stamp in "23":
+        opened.run()
+    assert opened.reads == 1
+    opened.app.session_state[READ]._rests = 0.0
+    opened.run()
+    assert opened.reads == 2
+
+
+def test_a_sweep_that_the_address_asks_for_in_vain(page: Callable[..., Any]) -> None:
+    opened = page(full_sweep().record())
+    opened.app.query_params["sweep"] = "dem<o"
+    opened.open()
+    said = "The address asks for another: there is no sweep 'dem<o'; there is demo, other. Did you mean 'demo'?"
+    for _ in range(2):
+        assert escape(said) in "".join(opened.html)
+        assert opened.app.selectbox(key="sweep").value == "demo"
+        opened.run()
+    opened.app.selectbox(key="sweep").set_value("other")
+    opened.run()
+    assert "asks for another" not in "".join(opened.html)
+
+
+def test_a_sweep_that_the_address_asks_for_is_shown_once_it_is_there(page: Callable[..., Any]) -> None:
+    opened = page(full_sweep().record())
+    opened.app.query_params["sweep"] = "later"
+    opened.open()
+    opened.names, opened.stamp = ["demo", "later"], "2"
+    opened.run()
+    assert opened.app.selectbox(key="sweep").value == "later"
+    assert "asks for another" not in "".join(opened.html)
+
+
 def test_a_store_that_goes_away_leaves_what_was_read(page: Callable[..., Any]) -> None:
     opened = page(full_sweep().record())
     opened.open("Leaderboard")
@@ -322,7 +452,7 @@ def test_nothing_recorded_says_how_to_begin(page: Callable[..., Any]) -> None:
     opened = page(full_sweep().record())
     opened.error = TrackingError("nothing is recorded yet. Run a sweep first (`otkd sweep FILE`), or name its --runs.")
     opened.open()
-    assert any("Run a sweep first" in body for body in opened.html)
+    assert any("Run a sweep first (<code>otkd sweep FILE</code>)" in body for body in opened.html)
     opened.error, opened.stamp = None, "2"
     opened.run()
     assert any('otkd-title">demo<' in body for body in opened.html), "it is shown as soon as there is one"

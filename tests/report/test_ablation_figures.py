@@ -9,9 +9,13 @@ from figure_sweeps import EPSILONS, OTHER, SETTING, ablations
 from report_sweeps import Sweep, full_sweep
 from scipy import stats as scipy_stats
 
+from otkd.core import names
 from otkd.report import frame, style
+from otkd.report.options import checked
 from otkd.report.plots import ablation, heat_maps
 from otkd.report.plots.ablation import scale
+
+TOP1, LOSS = names.test("last", "top1"), names.test("last", "loss")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def drawn(figure) -> list:
 @pytest.mark.parametrize(
     ("values", "kind", "places"),
     [
-        ([0.05, 0.01, 0.25, None], "log", {"0.01": 0.01, "0.05": 0.05, "0.25": 0.25}),
+        ([0.05, 0.01, 0.25], "log", {"0.01": 0.01, "0.05": 0.05, "0.25": 0.25}),
         ([1, 2, 4], "linear", {"1": 1, "2": 2, "4": 4}),
         ([0, 10, 100], "linear", {"0": 0, "10": 10, "100": 100}),
         (["a", "c", "b", "a"], "names", {"a": 0, "c": 1, "b": 2}),
@@ -42,7 +46,7 @@ def drawn(figure) -> list:
     ],
 )
 def test_numbers_stand_at_their_places_and_names_in_order(values, kind, places):
-    found = scale(pd.Series(values, dtype=object))
+    found = scale({frame.show(value): value for value in values})
     assert (found.kind, found.places) == (kind, places)
     assert list(found.places) == list(places)
 
@@ -83,7 +87,41 @@ def test_validation_comes_first_and_one_seed_has_no_bar():
     axes = drawn(ablation.figure(trials, None, None))
     assert [panel.get_ylabel() for panel in axes] == ["val top-1 %, best epoch", "test top-1 %, last epoch"]
     assert not [line for line in axes[0].lines if line.get_label().startswith("_") and len(set(line.get_xdata())) == 1]
-    assert "Choose a setting by the panels of val" in ablation.caption(trials, None)
+    assert "Choose a setting by the figures of val; those of test are for reading." in ablation.caption(trials, None)
+
+
+def chosen(**asked) -> pd.DataFrame:
+    """With losses of 1 less a hundredth of top-1, and what a reader chose."""
+    sweep = ablations(val=True)
+    for row in sweep.rows:
+        if TOP1 in row.metrics:
+            row.metrics[LOSS] = 1 - row.metrics[TOP1] / 100
+    return checked(**asked).applied(frame.trials(sweep.record()))
+
+
+def test_figures_of_settings_show_what_a_reader_chose():
+    trials = chosen(metric="loss")
+    for module in (ablation, heat_maps):
+        figure = module.figure(trials, None, None)
+        heads = [panel.get_ylabel() if module is ablation else panel.get_title(loc="left") for panel in drawn(figure)]
+        assert [head.split("\n")[-1] for head in heads] == ["val top-1 %, best epoch", "test loss, last epoch"]
+        assert "Test loss with the last epoch's weights; lower is better." in module.caption(trials, None)
+        figure.canvas.draw()
+        told = [spot.text for spot in style.spots(figure) if "= 0.05" in spot.text]
+        assert "%" in told[0].split(", n =")[0]
+        assert "%" not in told[-1].split(", n =")[0]
+    curve = next(line for line in drawn(ablation.figure(trials, None, None))[1].lines if line.get_label() == "one")
+    np.testing.assert_allclose(curve.get_ydata(), [1 - one(place).mean() / 100 for place in range(3)])
+    values = 1 - one(1) / 100
+    figure = ablation.figure(trials, None, None)
+    figure.canvas.draw()
+    figures = f"one, {SETTING} = 0.05: {values.mean():.4f} ± {values.std(ddof=1):.4f}, n = 3, 95 % ["
+    assert any(spot.text.startswith(figures) for spot in style.spots(figure))
+
+
+def test_curves_are_held_against_the_baseline_that_a_reader_chose():
+    axes = drawn(ablation.figure(chosen(baseline="kd"), None, None))[1]
+    assert axes.get_legend_handles_labels()[1] == ["one", "kd (mean)"]
 
 
 def test_a_map_holds_the_mean_of_each_two_settings(trials):

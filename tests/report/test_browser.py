@@ -7,9 +7,10 @@ import re
 import shutil
 
 import pytest
-from report_sweeps import full_sweep, histories
+from report_sweeps import TERMS, Sweep, full_sweep, histories
 
 from otkd.report import frame, render
+from otkd.report.options import checked
 
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 WIDTHS = (1440, 1024, 420)
@@ -58,6 +59,46 @@ def browser():
 def page_file(tmp_path_factory):
     record = full_sweep().record()
     return render.build(record, frame.epochs(record, histories(record)), tmp_path_factory.mktemp("page")).html
+
+
+@pytest.fixture(scope="module")
+def wide_file(tmp_path_factory):
+    """A page of tables alone, of seven pairs."""
+    sweep = Sweep()
+    for place in range(7):
+        for method in TERMS:
+            for seed in range(2):
+                sweep.student(method, 70.0 + seed, seed, (f"student_{place}_16_2", f"teacher_{place}_40_2"))
+    options = checked(formats=["html"], only=["accuracy", "ranks"])
+    return render.build(sweep.record(), None, tmp_path_factory.mktemp("wide"), options=options).html
+
+
+def test_a_table_that_is_cut_says_so_and_scrolls_by_keyboard(browser, wide_file):
+    page = browser.new_page(viewport={"width": 1024, "height": 900})
+    page.goto(wide_file.as_uri())
+    box = page.locator("#accuracy .scroll").first
+    hint = """(node) => getComputedStyle(node.nextElementSibling, "::before").content"""
+    assert "Scrolls sideways" in box.evaluate(hint)
+    assert box.evaluate("(node) => getComputedStyle(node).maskImage") != "none", "it fades where there is more"
+    box.focus()
+    assert box.evaluate("(node) => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("(node) => node.scrollLeft > 0", arg=box.element_handle())
+    box.evaluate("(node) => { node.scrollLeft = 1e6; }")
+    page.wait_for_function("(node) => !node.classList.contains('more')", arg=box.element_handle())
+    assert page.locator("#ranks .cut").count() == 0
+    page.close()
+
+
+def test_a_wide_table_is_printed_whole(browser, wide_file):
+    page = browser.new_page(viewport={"width": 1016, "height": 700})  # A4 on its side within its margins
+    page.goto(wide_file.as_uri())
+    page.emulate_media(media="print")
+    box = page.locator("#accuracy .scroll").first
+    assert box.evaluate("(node) => node.scrollWidth - node.clientWidth") <= 1
+    assert box.locator("table").bounding_box()["width"] <= 1017
+    assert "Scrolls" not in box.evaluate("""(node) => getComputedStyle(node.nextElementSibling, "::before").content""")
+    page.close()
 
 
 def test_a_click_on_a_column_sorts_by_it(browser, page_file):

@@ -14,6 +14,7 @@ from report_sweeps import full_sweep
 from otkd.core import names
 from otkd.core.layout import Layout
 from otkd.report import cache, frame
+from otkd.report.files import texts
 from otkd.track import reader
 from otkd.track.bulk import Columns, tidy
 from otkd.track.reader import SweepRecord
@@ -250,3 +251,84 @@ def test_a_sweep_in_which_nothing_has_ended_leaves_no_file(layout, store):
     assert all(row.ended is None for row in record.trials)
     cache.epochs(layout, record)
     assert not layout.report_cache.exists()
+
+
+class Remote:
+    """Files that are on a server; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def text(self, key: str, path: str) -> str | None:
+        self.asked.append((key, path))
+        return None if path == "none.txt" else f"{path} of {key}: Grüße"
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Remote:
+    made = Remote()
+    monkeypatch.setattr(reader, "files", lambda layout, record: made)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    return made
+
+
+def read_all(layout: Layout, record: SweepRecord, *paths: str) -> list[str | None]:
+    files = cache.CachedFiles(layout, record)
+    found = texts(files, [row.label.key for row in record.trials for _ in paths], paths[0])
+    found += [files.text(record.trials[0].label.key, path) for path in paths[1:]]
+    files.keep()
+    return found
+
+
+def test_files_of_trials_that_have_ended_are_fetched_once(layout, remote, ended):
+    first = read_all(layout, ended, "per-class.csv", "none.txt")
+    assert first[-1] is None
+    assert len(set(remote.asked)) == 26 + 1
+    remote.asked.clear()
+    assert read_all(layout, ended, "per-class.csv", "none.txt") == first
+    without_run = next(row.label.key for row in ended.trials if not row.run_id)
+    assert {key for key, _ in remote.asked} == {without_run}, "which has nothing to be kept"
+
+
+def test_a_file_of_a_trial_that_was_gone_on_with_is_fetched_again(layout, remote, ended):
+    read_all(layout, ended, "per-class.csv")
+    later = changed(changed(ended, 4, ended=9), 5, status="running", ended=None)
+    for place in ({4, 5}, {5}):
+        remote.asked.clear()
+        read_all(layout, later, "per-class.csv")
+        assert {key for key, _ in remote.asked} >= {ended.trials[one].label.key for one in place}
+        assert len({key for key, _ in remote.asked}) == len(place) + 1, "and the one without a run"
+
+
+def test_another_report_forgets_no_file(layout, remote, ended):
+    read_all(layout, ended, "per-class.csv")
+    read_all(layout, ended, "confusion.json")
+    remote.asked.clear()
+    read_all(layout, ended, "per-class.csv")
+    assert len(remote.asked) == 1
+
+
+def test_files_that_lie_here_are_not_kept(layout, remote, ended, tmp_path):
+    here = ended._replace(trials=tuple(row._replace(place=tmp_path.as_uri()) for row in ended.trials))
+    read_all(layout, here, "per-class.csv")
+    assert len(remote.asked) == 26
+    assert not layout.report_cache.exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 no", None])
+def test_damaged_files_cost_a_note(layout, remote, ended, damage, caplog):
+    wanted = read_all(layout, ended, "per-class.csv")
+    data = file_of(layout).read_bytes()
+    file_of(layout).write_bytes(data[: len(data) // 2] if damage is None else damage)
+    remote.asked.clear()
+    assert read_all(layout, ended, "per-class.csv") == wanted
+    assert len(remote.asked) == 26
+    assert "files of trials are fetched again" in caplog.text
+
+
+def test_files_that_cannot_be_kept_cost_a_note(layout, remote, ended, caplog):
+    layout.reports.mkdir(parents=True)
+    layout.report_cache.write_text("a file where the folder should be")
+    assert read_all(layout, ended, "per-class.csv") == read_all(layout, ended, "per-class.csv")
+    assert "the next report fetches files of trials again" in caplog.text

@@ -13,6 +13,7 @@ from report_sweeps import Sweep, full_sweep
 from otkd.core.layout import Layout
 from otkd.report import references, render
 from otkd.report.files import NONE
+from otkd.report.options import WHOLE, checked
 from otkd.track import reader
 from otkd.track.bulk import Columns
 
@@ -54,7 +55,6 @@ def test_a_report_is_made_once(sweeps, tmp_path):
     for pair, table in render.console(sweeps.record).items():
         pd.testing.assert_frame_equal(again.shown[pair], table, check_names=False, check_column_type=False)
         pd.testing.assert_frame_equal(first.shown[pair], again.shown[pair])
-    assert again.markdown == render.headline(sweeps.record)
     assert all(path.exists() for path in again.paths)
     assert again.html.read_bytes() == page
 
@@ -149,3 +149,28 @@ def test_the_summary_is_for_programs(sweeps, tmp_path):
     assert set(told["files"]) == {path.relative_to(made.folder).as_posix() for path in made.paths}
     table = told["accuracy"]["wrn_16_2 ← wrn_40_2"]
     assert table["index"] == ["teacher", "student", "kd", "ot", "ot+kd"]
+
+
+def test_where_the_browser_lies_makes_no_difference(sweeps, tmp_path, monkeypatch):
+    monkeypatch.setattr(render.pdf, "printed", lambda page, browser: b"%PDF-")
+    one, other = (WHOLE._replace(browser=tmp_path / name) for name in ("chromium", "chrome"))
+    layout = Layout(tmp_path)
+    assert render.write_report(layout, "demo", options=one).new
+    assert not render.write_report(layout, "demo", options=other).new
+
+
+def test_a_pdf_that_is_wanted_is_made_and_one_that_is_there_stays(sweeps, tmp_path, monkeypatch):
+    monkeypatch.setattr(render.pdf, "printed", lambda page, browser: b"%PDF-")
+    layout, printing = Layout(tmp_path), WHOLE._replace(browser=tmp_path / "chromium")
+    made = render.write_report(layout, "demo")
+    assert not (made.folder / render.PDF).exists()
+    assert render.write_report(layout, "demo", options=printing).new
+    assert not render.write_report(layout, "demo").new
+    assert (made.folder / render.PDF).exists()
+    assert render.there(made.folder, sweeps.record).shown.keys() == made.shown.keys()
+
+
+def test_a_report_of_other_options_is_not_what_a_sweep_writes(sweeps, tmp_path):
+    made = render.write_report(Layout(tmp_path), "demo", options=checked(baseline="kd"))
+    assert render.is_current(made.folder, sweeps.record)
+    assert render.there(made.folder, sweeps.record) is None

@@ -7,12 +7,14 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from report_sweeps import Sweep
 from scipy import stats as scipy_stats
 
 from otkd.core import names
 from otkd.core.errors import OtkdError
 from otkd.report import choice, diff
+from otkd.sweep.spec import SweepSpec
 from otkd.track.reader import SweepRecord
 
 OLD, NEW = {"kd": (70.0, 70.4, 70.1), "student": (68.0, 68.3, 68.1)}, {"kd": (71.0, 71.2, 71.3, 71.1)}
@@ -146,3 +148,17 @@ def test_another_metric_is_compared_by_its_own_column():
     found = compare(left, right, choice.named("loss"))
     assert row(found, "kd")["mean"] == pytest.approx(-0.25)
     assert "Test loss with the last epoch's weights; lower is better." in found.figures.caption
+
+
+def test_holms_family_is_told():
+    left = sweep({"kd": (70.0, 70.4, 70.1), "at": (71.0,), "ot": (71.0, 71.9, 71.5)}, "a")
+    right = sweep({"kd": (70.3, 70.2, 70.9), "at": (71.0,), "ot": (71.2, 71.1, 71.9)}, "b", key="b")
+    assert "Holm's is corrected for the 2 tests of a pair." in compare(left, right).figures.caption
+
+
+def test_its_folder_is_that_of_no_sweep():
+    found = compare(sweep(OLD, "a"), sweep(NEW, "b-quick", key="b"))
+    assert found.folder == "a~b-quick"
+    with pytest.raises(ValidationError) as refused:
+        SweepSpec.model_validate({"name": found.folder})
+    assert ("name",) in [problem["loc"] for problem in refused.value.errors()]

@@ -7,11 +7,14 @@ import pytest
 from figure_sweeps import Files, counts, plan
 from report_sweeps import PAIRS, Sweep, full_sweep
 
+from otkd.core import names
 from otkd.report import frame, style
+from otkd.report.options import checked
 from otkd.report.plots import confusion_difference, transport_plan
 from otkd.report.plots.transport_plan import within
 
 CONFUSION, SNAPSHOTS = "confusion.json", "snapshots.json"
+LOSS = names.test("last", "loss")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,23 @@ def test_the_best_method_is_held_against_the_student_seed_by_seed(trials):
     assert told[0] == "cat recognised: +25.0 points, n = 2"
     assert "cat taken for a, dog: −25.0 points, n = 2" in told
     assert sum(bool(axes.images) and axes.get_xlabel() != "" for axes in figure.axes) == 1, "one pair has files"
+
+
+def test_confusions_are_held_against_the_baseline_and_picked_by_the_figure_that_a_reader_chose():
+    sweep = full_sweep()
+    for row in sweep.rows:
+        row.metrics[LOSS] = {"kd": 0.5, "ot": 0.1}.get(row.label.method, 0.9)
+    record = sweep.record()
+    every = {(row.label.key, CONFUSION): counts((8, 2), (0, 5)) for row in sweep.rows}
+    for asked, heading, told in (
+        ({"baseline": "kd"}, "ot+kd less kd, n = 3", "less that of kd. Orange"),
+        ({"metric": "loss"}, "ot less student, n = 3", "the lowest mean test loss with the last epoch's weights"),
+    ):
+        trials = checked(**asked).applied(frame.trials(record))
+        figure = confusion_difference.figure(trials, None, None, files=Files(every))
+        second = [axes for axes in figure.axes if axes.images][1]
+        assert second.get_title(loc="left") == f"resnet8x4 ← resnet32x4\n{heading}"
+        assert told in confusion_difference.caption(trials, None)
 
 
 def test_of_many_classes_the_most_changed_are_named(trials):
@@ -129,5 +149,6 @@ def test_more_plans_than_fit_are_counted(trials):
     many = frame.trials(sweep.record())
     files = Files({(key, SNAPSHOTS): plan([[1.0]], None) for key in many["key"]})
     figure = transport_plan.figure(many, None, None, files=files)
-    assert figure.get_suptitle() == "the first 12 of 14 plans"
-    assert "not on record" in transport_plan.caption(many, None)
+    assert figure.get_suptitle() == "the first 12 plans; there are more"
+    assert len(files.asked) == 13
+    assert "the live page has earlier ones" in transport_plan.caption(many, None)

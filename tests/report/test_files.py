@@ -14,7 +14,7 @@ from otkd.core import names, plugins
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.report import formats, frame, render
-from otkd.report.files import NONE, call
+from otkd.report.files import NONE, by_label, call, texts
 from otkd.report.tables import compression, cost
 from otkd.track import reader
 from otkd.track.bulk import Columns
@@ -148,6 +148,7 @@ def test_cost_has_hours_of_the_trials_that_finished():
     assert hours.to_dict() == {"student": "0.500", "ot": "1.000"}
     assert table.data["trial_h"].tolist() == [0.5, 1.0]
     assert "They are no GPU-hours" in table.caption
+    assert "with that epoch, in which code is loaded and compiled (s / epoch leaves it out)" in table.caption
     bare = Sweep()
     bare.student("student", 70.0)
     (table,) = cost.table(frame.trials(bare.record()), bare.record().info)
@@ -180,3 +181,18 @@ def test_a_cell_may_be_bold_and_lead_somewhere():
     (table,) = cost.table(frame.trials(record), record.info)
     linked = formats.markdown(type(table)(**{**vars(table), "links": {(0, 0): "https://host/#a"}, "bold": {(0, 0)}}))
     assert "**[10.0 ± 0.0](<https://host/#a>)**" in linked
+
+
+def test_a_table_by_class_is_read_in_one_way():
+    text = 'class,top-1 %,mistaken most for,times,images,right\n"a, b",50.00,,0,50,25\nnull,,,0,0,0\n'
+    assert by_label(text) == [("a, b", 50, 25), ("null", 0, 0)]
+    assert by_label("class,top-1 %\n<cat>,1\n") == [("<cat>", 0, 0)], "what is lacking is nought"
+    assert by_label("class,images,right\ndog,many,-3\n") == [("dog", 0, 0)]
+    assert by_label(None) == by_label("") == []
+
+
+def test_files_of_many_trials_keep_their_order():
+    keys = [f"{index:02x}" for index in range(40)]
+    assert texts(Kept(), keys, "per-class.csv") == [Kept().text(key, "per-class.csv") for key in keys]
+    with pytest.raises(TrackingError):
+        texts(Away(), keys, "per-class.csv")

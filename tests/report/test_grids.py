@@ -9,10 +9,11 @@ import pytest
 from report_sweeps import PAIRS, Sweep
 
 from otkd.core import names
-from otkd.report import frame, grids
+from otkd.report import choice, frame, grids
 from otkd.report.formats import latex, markdown
-from otkd.report.tables import importance, interactions
+from otkd.report.tables import ablation, importance, interactions
 
+LOSS = names.test("last", "loss")
 PAIR = "wrn_16_2 ← wrn_40_2"
 MEANS = {(0.1, 1): 70.0, (0.1, 2): 71.0, (0.1, 4): 75.0, (0.5, 1): 74.0, (0.5, 2): 73.0, (0.5, 4): 75.0}
 """(epsilon, weight) → mean: epsilon explains 6, weight 12 and both together 4 of the 22 squares."""
@@ -67,9 +68,60 @@ def test_a_combination_that_lost_a_seed_says_so_and_is_not_the_best():
 def test_validation_goes_first_where_there_is_one():
     (table,) = tables(interactions, swept(val=True))
     assert table.frame.loc["0.5", "weight = 1"] == "74.00"
-    assert table.caption.startswith("Val top-1, best epoch, in percent")
+    assert table.caption.startswith("Val top-1 of the best epoch. Values of transport.solver.epsilon (rows)")
+    assert f"of ot on {PAIR}, in %: one" in table.caption
     assert "may be chosen" in table.caption
     assert "one figure each, without a spread" in table.caption
+
+
+def test_the_figure_that_a_reader_chose_is_shown():
+    """Losses that fall with accuracy: what explains the one explains the other, and the lowest is the best."""
+    sweep = swept(val=True)
+    for row in sweep.rows:
+        if row.label.method == "ot":
+            row.metrics[LOSS] = (100 - row.metrics[names.BEST_VAL_TOP1]) / 1000
+    record = sweep.record()
+    trials = choice.choose(frame.trials(record), LOSS, None)
+    (cells,) = interactions.table(trials, record.info)
+    assert cells.frame.loc["0.1"].tolist() == ["0.0300", "0.0290", "0.0250"]
+    assert cells.bold == {(0, 2), (1, 2)}
+    assert cells.caption.startswith("Test loss with the last epoch's weights; lower is better. Values of")
+    assert "Bold: the lowest mean" in cells.caption
+    assert " in %" not in cells.caption
+    assert "tune on the test set" in cells.caption, "whatever was held out, this is a test figure"
+    assert set(cells.data["metric"]) == {LOSS}
+    (shares,) = importance.table(trials, record.info)
+    np.testing.assert_allclose(shares.data["share"], [6 / 22, 12 / 22, 4 / 22])
+    assert "Share of the variance of test loss with the last epoch's weights" in shares.caption
+    assert "These are test figures" in shares.caption
+
+
+def test_a_search_has_no_test_figures_to_choose():
+    points = [(epsilon, weight, mean, "finished") for (epsilon, weight), mean in MEANS.items()]
+    sweep = searched(points)
+    for row in sweep.rows:
+        row.metrics.update({LOSS: 0.1, names.VAL_LOSS: 100 - row.metrics[names.BEST_VAL_TOP1]})
+    record = sweep.record()
+    for metric, rule, shown in (
+        (LOSS, "Val top-1 of the best epoch", "74.00"),
+        (names.VAL_LOSS, "Val loss after", "26.0000"),
+    ):
+        (cells,) = interactions.table(choice.choose(frame.trials(record), metric, None), record.info)
+        assert cells.caption.startswith(rule)
+        assert "A combination may be chosen by these figures." in cells.caption
+        assert cells.frame.loc["0.5", "weight = 1"] == shown
+
+
+def test_methods_whose_names_make_one_file_name_have_two():
+    sweep = Sweep()
+    for method in ("ot+kd", "ot-kd", "ot kd"):
+        for a in (1, 2):
+            for b in (1, 2):
+                axes = {"transport.a_b": a, "transport.a.b": b}
+                sweep.student(method, 70.0 + a + len(method) * b, terms=("ce", "transport"), axes=axes)
+    assert [table.name for table in tables(importance, sweep)] == [f"importance-ot-kd{end}" for end in ("", "-2", "-3")]
+    assert len({table.name for table in tables(interactions, sweep)}) == 3
+    assert [table.name for table in tables(ablation, sweep)] == ["ablation-transport-a-b", "ablation-transport-a-b-2"]
 
 
 def test_a_third_setting_is_averaged_and_named():
@@ -108,7 +160,7 @@ def test_importance_goes_by_validation_and_says_what_seeds_alone_would_give():
         if row.label.method == "ot":
             row.metrics[names.BEST_VAL_TOP1] += 0.1 * (place % 3) * row.label.seed
     (table,) = tables(importance, sweep)
-    assert "val top-1, best epoch" in table.caption
+    assert "val top-1 of the best epoch" in table.caption
     assert "Nothing was held out" not in table.caption
     assert list(table.frame.index) == ["epsilon", "weight", "epsilon × weight", "seeds alone"]
     assert table.frame[PAIR, "p, Holm"].tolist()[-1] == ""
@@ -165,7 +217,7 @@ def test_a_search_over_a_grid_is_explained_by_its_validation_figures(finals):
     points = [(epsilon, weight, mean, "finished") for (epsilon, weight), mean in MEANS.items()]
     (table,) = tables(importance, searched(points), finals)
     np.testing.assert_allclose(table.data["share"], [6 / 22, 12 / 22, 4 / 22])
-    assert "val top-1, best epoch" in table.caption
+    assert "val top-1 of the best epoch" in table.caption
     (cells,) = tables(interactions, searched(points), finals)
     assert cells.frame.loc["0.5", "weight = 1"] == "74.00"
 

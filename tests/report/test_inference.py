@@ -122,3 +122,16 @@ def test_two_methods_or_one_block_are_ranked_and_not_tested():
         assert math.isnan(found.p_friedman)
         assert math.isnan(found.critical)
         assert found.p_nemenyi.empty
+
+
+def test_rounding_wins_no_run():
+    noisy, exact = cell(s0=96.69999999999999, s1=96.3), cell(s0=96.7, s1=96.3)
+    assert inference.difference(noisy, exact).better == 0.5
+
+
+def test_a_family_counts_the_tests_alone():
+    nan = math.nan
+    assert inference.family([[0.1, nan, 0.2]]) == "2 tests"
+    assert inference.family([[0.1], [nan]]) == "1 test"
+    assert inference.family([[0.1, 0.2, 0.3], [0.1, 0.2], [nan]]) == "2 to 3 tests"
+    assert inference.family([[nan]]) == "0 tests"

@@ -1,4 +1,4 @@
-"""What the live page asks of a store: whether it has changed, a run's files, where a run's page is."""
+"""What the live page asks of a store: whether it has changed, a run's files, who serves MLflow's pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from otkd.core.layout import Layout
 from otkd.report import live
-from otkd.track import reader
+from otkd.track import files
+from otkd.track.store import Store
 
 
 @pytest.fixture
@@ -63,25 +64,30 @@ def test_files_lie_here_or_nowhere(layout: Layout) -> None:
 
 
 def test_files_come_from_the_store_where_they_are_not_here(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(run_id: str, path: str, folder: str) -> str:
-        target = Path(folder) / path
-        target.write_text(f"{run_id} has {path}")
-        return str(target)
+    """Another `runs/` records in the same store: its files are asked for, by its address of them."""
+    kept = layout.root / "elsewhere"
+    kept.mkdir()
+    (kept / "trial.yaml").write_text("seed: 7")
+    run = SimpleNamespace(info=SimpleNamespace(artifact_uri=kept.as_uri()))
+    client = SimpleNamespace(get_run=lambda run_id: run)
+    store = Store(client, "1", "sqlite:///none")  # type: ignore[arg-type]
+    monkeypatch.setattr(files, "connect", lambda layout, create: store)
+    assert live.text(layout, "abc", "trial.yaml") == "seed: 7"
+    assert live.text(layout, "abc", "confusion.json") is None
 
-    client = SimpleNamespace(download_artifacts=download)
-    monkeypatch.setattr(reader, "connect", lambda layout, create: SimpleNamespace(client=client))
-    assert live.text(layout, "abc", "trial.yaml") == "abc has trial.yaml"
+
+def test_a_file_that_cannot_be_read_is_none(layout: Layout) -> None:
+    folder = layout.artifacts / "abc" / "artifacts"
+    folder.mkdir(parents=True)
+    (folder / "trial.yaml").write_bytes(b"\xff")
+    assert live.text(layout, "abc", "trial.yaml") is None
 
 
 @pytest.mark.parametrize(
-    ("uri", "expected"),
-    [
-        ("", "http://127.0.0.1:5000/#/experiments/3/runs/abc"),
-        ("https://user:secret@host:8443/", "https://host:8443/#/experiments/3/runs/abc"),
-        ("postgresql://user:secret@host/mlflow", "http://127.0.0.1:5000/#/experiments/3/runs/abc"),
-    ],
+    ("uri", "expected"), [("", True), ("postgresql://user:secret@host/mlflow", True), ("https://host:8443/", False)]
 )
-def test_a_runs_page(layout: Layout, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str) -> None:
+def test_pages_are_the_servers_or_ours(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, uri: str, expected: bool
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(reader, "connect", lambda layout, create: SimpleNamespace(experiment="3"))
-    assert live.page(layout, "abc") == expected
+    assert live.needs_ui(layout) is expected

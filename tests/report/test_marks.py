@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from figure_sweeps import HOSTILE, hostile
 from PIL import Image
-from report_sweeps import OFFSETS, full_sweep, histories
+from report_sweeps import OFFSETS, Sweep, full_sweep, histories
 
-from otkd.core import plugins
+from otkd.core import names, plugins
 from otkd.report import frame, render, style
 from otkd.report.files import NONE
+from otkd.report.options import checked
 
 RED = "#FF0000"
 
@@ -128,3 +129,51 @@ def test_what_users_wrote_stays_words_on_the_page(tmp_path):
     labels = [html.unescape(text) for text in re.findall(r'<i class="spot[^>]*? aria-label="([^"]*)"', page)]
     assert any(label.startswith(f"{HOSTILE} (") for label in labels)
     assert page.count("<script") == 1
+
+
+def test_marks_and_labels_have_the_unit_and_digits_of_what_is_compared():
+    sweep = full_sweep()
+    for row in sweep.rows:
+        row.metrics[names.test("last", "kl")] = 0.1 + 0.01 * row.label.seed + 0.001 * len(row.label.method)
+        row.metrics[names.test("last", "loss")] = 0.5 + 0.01 * row.label.seed
+    record = sweep.record()
+    for metric, unit, label in (
+        ("kl", " nats", "difference of test divergence from the teacher, nats"),
+        ("loss", "", "difference of test loss"),
+    ):
+        trials = checked(metric=metric, baseline="kd").applied(frame.trials(record))
+        texts, axes = {}, {}
+        for name in ("accuracy", "differences", "cost"):
+            drawing = plugins.load("plots", name).figure(trials, frame.epochs(record, lambda _: {}), record.info)
+            drawing.canvas.draw()
+            texts[name], axes[name] = [spot.text for spot in style.spots(drawing)], drawing.axes[0]
+        mean = "0.1120" if unit else "0.5100"
+        assert any(
+            text.startswith(f"kd: {mean} ± 0.0100{unit}, n = 3, by seed 0: {float(mean) - 0.01:.4f}, 1:")
+            for text in texts["accuracy"]
+        )
+        assert any(text.startswith(f"kd: {mean} ± 0.0100{unit}, n = 3; 14.30") for text in texts["cost"])
+        delta = "+0.0050" if unit else "0.0000"
+        told = f"student less kd: {delta} ± 0.0000{unit}, n = 3, "
+        assert any(text.startswith(told) and f"by seed 0: {delta}, 1: {delta}" in text for text in texts["differences"])
+        assert axes["differences"].get_xlabel() == label
+        assert f"dotted: kd {mean}" in axes["accuracy"].get_title(loc="left"), "the baseline that was chosen"
+    titles = [plugins.load("plots", name).TITLE for name in ("accuracy", "cost")]
+    assert not any("ccuracy" in title for title in titles), "whatever the figure is"
+
+
+def test_long_names_leave_panels_their_room():
+    sweep = Sweep()
+    for index in range(14):
+        for seed in range(2):
+            sweep.student(f"{'long' * 20}-{index}", 70.0 + index + seed, seed, ("s" * 40, "t" * 40), terms=("ce", "x"))
+    trials = frame.trials(sweep.record())
+    drawing = plugins.load("plots", "cost").figure(trials, frame.epochs(sweep.record(), lambda _: {}), None)
+    drawing.canvas.draw()
+    (axes,) = drawing.axes
+    assert axes.get_window_extent().height > 2.5 * drawing.dpi, "the figure grows with its legend"
+    (legend,) = drawing.legends
+    assert [len(text.get_text()) for text in legend.get_texts()] == [12, *[60] * 14]
+    lines = axes.get_title(loc="left").split("\n")
+    assert "".join(lines) == f"{'s' * 40} ←{'t' * 40}"
+    assert axes.get_tightbbox().x1 <= drawing.bbox.x1

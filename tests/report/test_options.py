@@ -10,11 +10,11 @@ import pytest
 from report_sweeps import PAIRS, Sweep, full_sweep, histories
 from scipy import stats as scipy_stats
 
-from otkd.core import names
+from otkd.core import names, plugins
 from otkd.core.errors import OtkdError, StorageError
 from otkd.report import choice, frame, inference, render, summary
 from otkd.report.options import FORMATS, checked
-from otkd.report.tables import accuracy, differences, ranks
+from otkd.report.tables import accuracy, cost, differences, ranks
 
 LOSS = names.test("last", "loss")
 LOSSES = {"student": (1.31, 1.28, 1.35), "kd": (1.02, 1.05, 1.01), "ot": (1.13, 1.08, 1.15)}
@@ -225,3 +225,32 @@ def test_welch_of_runs_that_share_no_seed():
     assert interval.high - mean == pytest.approx(scipy_stats.t.ppf(0.975, freedom) * error)
     assert p == pytest.approx(2 * scipy_stats.t.sf(mean / error, freedom))
     assert np.isnan(inference.unpaired(cells[0], Cell(pd.Series([1.0]), ""))[2])
+
+
+def test_a_baseline_that_is_but_the_first_of_several_settings_is_said_to_be():
+    sweep = Sweep()
+    for seed in range(2):
+        sweep.student("student", 70.0 + seed, seed)
+        sweep.student("ot", 72.0 + seed / 2, seed)
+        for temperature in (2, 4):
+            sweep.student("kd", 71.0 + seed / temperature, seed, axes={"kd.temperature": temperature})
+    trials, told = (
+        chosen(sweep),
+        "The baseline kd (temperature=2) is the first listed of 2 methods and settings with its terms.",
+    )
+    to_student, to_kd = differences.table(trials, None)
+    for table in (to_kd, *accuracy.table(trials, None), *cost.table(trials, None)):
+        assert table.caption.endswith(told)
+    assert "first listed" not in to_student.caption
+    for name in ("differences", "ablation"):
+        assert plugins.load("plots", name).caption(trials, None).endswith(told)
+    assert "first listed" not in plugins.load("plots", "accuracy").caption(trials, None), (
+        "it is held against the student"
+    )
+    named = chosen(sweep, baseline="kd (temperature=2)")
+    assert not any("first listed" in table.caption for table in accuracy.table(named, None))
+
+
+def test_the_case_of_a_baseline_is_no_riddle():
+    with pytest.raises(OtkdError, match=r"no method 'OT\+KD'; there is .*Did you mean 'ot\+kd'\?"):
+        chosen(full_sweep(), baseline="OT+KD")

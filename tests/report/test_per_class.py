@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from report_sweeps import PAIRS, Sweep
 
-from otkd.report import frame
+from otkd.report import choice, frame
 from otkd.report.tables import per_class
 
 PAIR = "wrn_16_2 ← wrn_40_2"
@@ -81,6 +81,26 @@ def test_gains_and_losses_are_paired_by_seed(sweep):
     assert list(to_kd.frame.index) == ["ot"] * 4, "ot's trial that diverged does not count, whatever it left"
     assert to_kd.frame["class"].tolist() == ["dog", "fox & co", "apple", "null"], "of equal ones the lower label"
     assert (to_student.name, to_kd.name) == ("per-class-to-student", "per-class-to-kd")
+
+
+def test_the_baseline_that_a_reader_chose_is_the_only_one(sweep):
+    record = sweep.record()
+    trials = choice.choose(frame.trials(record), choice.DEFAULT.column, "ot")
+    (table,) = per_class.table(trials, record.info, kept(sweep, COUNTS, NAMES))
+    assert table.name == "per-class-to-ot"
+    assert set(table.data["method"]) == {"student", "kd"}
+    assert "less that of ot over the seeds" in table.caption
+    assert table.frame.loc["student", "class"] == "dog"
+
+
+def test_a_baseline_that_is_the_first_of_several_settings_is_said_to_be(sweep):
+    for temperature in (2, 4):
+        sweep.student("soft", 71.0, 0, terms=("ce", "kd"), axes={"kd.temperature": temperature})
+    files = kept(sweep, COUNTS, NAMES)
+    files.texts |= {row.label.key: by_class([25, 25, 25, 25, 25, 26]) for row in sweep.rows[-2:]}
+    to_student, to_kd = made(sweep, files)
+    assert to_kd.caption.endswith("The baseline kd is the first listed of 3 methods and settings with its terms.")
+    assert "first listed" not in to_student.caption
 
 
 def test_all_classes_are_in_the_data(sweep):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,8 @@ from otkd import cli
 from otkd.core import names, plugins
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
-from otkd.report import formats, frame, references, render, style, summary
+from otkd.report import formats, frame, references, render, stats, style, summary
+from otkd.report.table import Table
 from otkd.track import reader
 from otkd.track.bulk import Columns
 
@@ -242,21 +244,18 @@ def test_a_broken_plugin_costs_its_own_table_only(tmp_path, monkeypatch):
     assert (tmp_path / "tables/accuracy.csv").exists()
 
 
-def test_console_and_headline_are_the_accuracy_table(record):
+def test_console_and_note_are_the_accuracy_table(record, report):
     shown = render.console(record)["wrn_16_2 ← wrn_40_2"]
     assert list(shown.index) == ["teacher", "student", "kd", "ot", "ot+kd"]
     assert "Δ to kd, paired" in shown
-    text = render.headline(record)
-    assert "| teacher | 75.61" in text
-    assert "22 of 24 student trials finished" in text
+    assert "| teacher | 75.61" in report.markdown
+    assert "22 of 24 student trials finished" in report.markdown
     assert render.console(Sweep().record()) == {}
 
 
-def test_the_terminal_shows_a_table_per_pair_that_fits(record, monkeypatch, tmp_path):
-    monkeypatch.setattr(reader, "read_sweep", lambda layout, name: record)
-    monkeypatch.setattr(reader, "curves", lambda layout, run_ids, metric: Columns(*np.empty((3, 0), int)))
+def test_the_terminal_shows_a_table_per_pair_that_fits(record):
     console = Console(width=200, file=io.StringIO())
-    cli.show_tables(cli._table(Layout(tmp_path), "demo"), "demo", console)
+    cli.show_tables(render.console(record), "demo", console)
     shown = console.file.getvalue()
     for student, teacher in PAIRS:
         assert f"demo: {student} ← {teacher}" in shown
@@ -485,3 +484,143 @@ def test_unreadable_references_end_the_report_before_it_begins(tmp_path, monkeyp
     with pytest.raises(OtkdError, match=wanted):
         render.build(one_seed().record(), None, tmp_path / "out", extra)
     assert not (tmp_path / "out").exists()
+
+
+def plugin(monkeypatch, table) -> None:
+    """Let the tables of a report be those of accuracy, and of `cost` what `table` gives."""
+    monkeypatch.setattr(plugins.load("tables", "cost"), "table", table)
+    monkeypatch.setattr(render.plugins, "names", lambda group: ["accuracy", "cost"] if group == "tables" else [])
+
+
+def of(data: object, name: str = "cost", cell: object = "1", **more) -> Table:
+    shown = pd.DataFrame({"a": [cell]}, index=pd.Index(["x"], name="method"), dtype=object)
+    return Table(name, "Mine", "What it is.", shown, pd.DataFrame({"a": pd.Series([data], dtype=object)}), **more)
+
+
+@pytest.mark.parametrize("value", [2**70, 1j, b"\xff", {}, object()], ids=lambda value: type(value).__name__)
+def test_numbers_that_a_form_cannot_hold_are_text(tmp_path, monkeypatch, value):
+    plugin(monkeypatch, lambda trials, info: [of(value)])
+    made = make(one_seed(), tmp_path)
+    assert made.problems == ()
+    found = pd.read_parquet(tmp_path / "tables/cost.parquet")["a"].item()
+    assert str(value)[:5] in str(found)
+    assert json.loads((tmp_path / "tables/cost.json").read_text())["columns"] == ["a"]
+
+
+def test_a_file_that_cannot_be_made_is_named_and_left_out(tmp_path, monkeypatch):
+    plugin(monkeypatch, lambda trials, info: [of("\ud800")])
+    made = make(one_seed(), tmp_path)
+    assert {problem.split(":")[0] for problem in made.problems} == {
+        f"tables/cost.{form}" for form in ("csv", "parquet", "json")
+    }
+    assert "tables/cost.csv: UnicodeEncodeError" in made.html.read_text()
+    assert (tmp_path / "tables/cost.tex").exists()
+    assert not (tmp_path / "tables/cost.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (pd.DataFrame({"a": [1]}), "table() gave a DataFrame where an otkd.report.table.Table is wanted"),
+        (of(1, cell=0.5), "names, cells and caption of a table are text; cost has 0.5"),
+        (of(1, bold=frozenset({(7, 0)})), "IndexError"),
+        (of(1, cell="\ud800"), "UnicodeEncodeError"),
+    ],
+)
+def test_a_table_that_no_page_can_show_costs_itself_only(tmp_path, monkeypatch, table, said):
+    plugin(monkeypatch, lambda trials, info: [table])
+    made = make(one_seed(), tmp_path)
+    (problem,) = made.problems
+    assert problem.startswith("table cost: ")
+    assert said in problem
+    assert made.html.exists()
+
+
+@pytest.mark.parametrize("spoiled", ["TITLE", "ORDER"])
+def test_a_plugin_without_a_title_or_with_a_false_place_costs_itself_only(tmp_path, monkeypatch, spoiled):
+    plugin(monkeypatch, lambda trials, info: [of(1)])
+    if spoiled == "TITLE":
+        monkeypatch.delattr(plugins.load("tables", "cost"), "TITLE")
+    else:
+        monkeypatch.setattr(plugins.load("tables", "cost"), "ORDER", "first")
+    assert [problem.split(":")[0] for problem in make(one_seed(), tmp_path).problems] == ["table cost"]
+
+
+def test_two_tables_of_one_name_have_files_of_their_own(tmp_path, monkeypatch):
+    plugin(monkeypatch, lambda trials, info: [of(1), of(2)])
+    assert make(one_seed(), tmp_path).problems == ()
+    found = [pd.read_csv(tmp_path / f"tables/{name}.csv")["a"].item() for name in ("cost", "cost-2")]
+    assert found == [1, 2]
+    assert r"\label{tab:cost-2}" in (tmp_path / "tables/cost-2.tex").read_text()
+
+
+def test_a_table_for_latex_names_its_data_set(tmp_path):
+    sweep = one_seed()
+    sweep.dataset = "folder/a_b"
+    make(sweep, tmp_path)
+    assert r"\caption{Test accuracy, last epoch, on folder/a\_b. " in (tmp_path / "tables/accuracy.tex").read_text()
+
+
+def uneven() -> Sweep:
+    """`kd` is better on one pair and cannot be tested on the other; `ot` within noise on one, untested on the other."""
+    sweep = Sweep()
+    for seed, (alone, ot) in enumerate([(70.0, 70.4), (70.5, 70.2), (70.1, 70.3)]):
+        sweep.student("student", alone, seed)
+        sweep.student("kd", alone + 2 + seed / 100, seed)
+        sweep.student("ot", ot, seed)
+        sweep.student("student", alone, seed, PAIRS[1])
+    for method in ("kd", "ot"):
+        sweep.student(method, 72.0, 0, PAIRS[1])
+    return sweep
+
+
+def test_what_is_true_of_a_method_is_told_pair_by_pair():
+    told = summary.sentences(frame.trials(uneven().record()))
+    to_student = next(words for words in told if words.startswith("Against student"))
+    assert to_student.endswith(
+        "Holm-corrected over the 2 tests of a pair, at 5 %, better: kd by 2.01 points on 1 of 2 pairs; "
+        "within noise: ot on 1 of 2 pairs; cannot be tested: kd on 1 of 2 pairs, ot on 1 of 2 pairs."
+    )
+
+
+def tied() -> Sweep:
+    """Two methods whose means and differences are the same but for the rounding of floats."""
+    sweep = Sweep()
+    for seed, (one, two) in enumerate(
+        [(96.7, 96.69999999999999), (96.1, 96.10000000000001), (96.30000000000001, 96.3)]
+    ):
+        sweep.student("student", one - 3, seed)
+        sweep.student("kd", one, seed)
+        sweep.student("ot", two, seed)
+    return sweep
+
+
+def test_the_rounding_of_floats_decides_nothing():
+    trials = frame.trials(tied().record())
+    told = summary.sentences(trials)
+    assert (
+        "kd and ot have the same highest mean test accuracy, 96.37 ± 0.31 % (n = 3) and 96.37 ± 0.31 % (n = 3)"
+        in told[1]
+    )
+    assert "−0.00" not in " ".join(told)
+    (table,) = plugins.load("tables", "accuracy").table(trials, None)
+    assert [table.frame.index[row] for row, _ in sorted(table.bold)] == ["kd", "ot"]
+    assert table.flat().loc["ot"].iloc[2] == "0.00 ± 0.00"
+    order = plugins.load("tables", "ranking")._ranked(trials, "wrn_16_2 ← wrn_40_2")
+    assert order.set_index("method")["rank_accuracy"].to_dict() == {"kd": 1, "ot": 1, "student": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "shown"),
+    [
+        (-0.001, 2, True, "0.00"),
+        (-0.0, 2, False, "0.00"),
+        (0.004, 2, True, "0.00"),
+        (-0.006, 2, True, "−0.01"),
+        (0.006, 2, True, "+0.01"),
+        (-0.4, 0, True, "0"),
+        (np.float64(-1e-14), 4, True, "0.0000"),
+    ],
+)
+def test_nought_has_no_sign(value, digits, sign, shown):
+    assert stats.number(value, digits, sign) == shown

@@ -11,8 +11,9 @@ from report_sweeps import PAIRS, Sweep
 
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
-from otkd.report import frame, render, side_by_side
+from otkd.report import frame, render, side_by_side, summary
 from otkd.report.files import NONE
+from otkd.report.tables import accuracy, cost, differences
 from otkd.track import reader
 from otkd.track.bulk import Columns
 from otkd.track.reader import SweepRecord
@@ -219,3 +220,86 @@ def test_pairs_of_both_are_there(tmp_path):
     trials, _, _ = join(named(small("kd"), "a"), named(other, "b", keys="f"))
     assert len(frame.pairs(trials)) == 2
     assert counts(trials) == {"kd": 4}, "on any pair it has the same terms and the same recipe"
+
+
+def with_data(record: SweepRecord, digest: str = "", **params: str) -> SweepRecord:
+    """The record with the digest of its test images, and settings of its data."""
+    data = (("test", digest),) if digest else ()
+    rows = tuple(row._replace(data=data, params={**row.params, **params}) for row in record.trials)
+    return record._replace(trials=rows)
+
+
+def test_two_names_for_one_trial_in_both_sweeps_stay_two_methods_with_all_seeds():
+    def both(seeds: int, keys: str) -> SweepRecord:
+        sweep = Sweep()
+        for seed in range(5):
+            for method in ("kd", "hinton"):
+                if method == "kd" or seed < seeds:
+                    sweep.student(method, 70.0, seed, terms=("ce", "kd"))
+        rows = tuple(
+            row._replace(label=row.label.model_copy(update={"key": f"k{row.label.seed}"})) for row in sweep.rows
+        )
+        record = named(sweep, keys)
+        return record._replace(
+            trials=rows, info=record.info.model_copy(update={"labels": tuple(r.label for r in rows)})
+        )
+
+    trials, _, _ = join(both(3, "a"), both(5, "b"))
+    assert counts(trials) == {"kd": 5, "hinton": 5}
+
+
+def test_each_pair_has_the_baseline_of_its_own_sweep():
+    other = Sweep()
+    for seed in range(3):
+        other.student("alone", 60.0 + seed / 10, seed, pair=PAIRS[1], terms=("ce",))
+        other.student("hinton", 61.0 + seed / 7, seed, pair=PAIRS[1], terms=("ce", "kd"))
+    trials, joined, _ = join(named(small("student", "kd"), "a"), named(other, "b", keys="f"))
+    (table,) = accuracy.table(trials, joined.info)
+    second = " ← ".join(PAIRS[1])
+    heads = [name for pair, name in table.frame.columns if pair == second and "Δ" in name]
+    assert heads == ["Δ to alone, paired", "Δ to hinton, paired"]
+    assert table.frame.loc["hinton", (second, heads[0])].startswith("+1.0")
+    assert "(student baseline: student or alone; kd baseline: kd or hinton)" in table.caption
+    assert list(differences.compared(trials, second)) == ["alone", "hinton"]
+    assert (second, "× hinton") in cost.table(trials, joined.info)[0].frame.columns
+    told = summary.sentences(trials)
+    assert any(words.startswith("Against alone on 1 of 2 pairs, by") for words in told)
+    assert any(f"{second}: hinton has" in words and "over alone" in words for words in told)
+
+
+def test_links_to_runs_stay():
+    one, two = (named(small("kd"), name)._replace(experiment="7", ui="http://here:5000") for name in ("a", "b"))
+    _, joined, _ = join(one, two)
+    assert joined.page("run-x") == one.page("run-x") != ""
+
+
+def test_other_images_of_one_data_set_are_refused_or_marked():
+    left, right = named(small("kd"), "a"), named(small("ot"), "b", keys="f")
+    with pytest.raises(OtkdError, match=r"had different data: digest of the test images is 11 in a and 22 in b\."):
+        join(with_data(left, "11"), with_data(right, "22"))
+    _, _, mark = join(with_data(left, "11"), with_data(right, "22"), mixed=True)
+    assert mark.startswith("Mixed data: digest of the test images is 11 in a and 22 in b. A difference")
+    more = {"data.options.extra": "True", "train.epochs": "100"}
+    with pytest.raises(OtkdError, match=r"had different budgets and data: train\.epochs .*; data\.options\.extra is "):
+        join(with_data(left, "11", **{"data.options.extra": "False"}), with_data(right, "22", **more))
+    _, _, mark = join(with_data(left, "11"), with_data(right))
+    assert mark == "", "a sweep that has not recorded its images is not accused"
+
+
+@pytest.mark.parametrize(("val", "differ"), [("0.0", False), ("5000.0", True)])
+def test_the_seed_of_a_split_counts_where_something_is_split(val, differ):
+    sweeps = [
+        named(small("kd"), name, keys=name, **{"data.split_seed": seed, "data.val": val}) for name, seed in ("a0", "b1")
+    ]
+    _, _, mark = join(*sweeps, mixed=True)
+    assert ("data.split_seed is 0 in a and 1 in b" in mark) is differ
+
+
+def test_a_method_with_fewer_seeds_is_not_ranked_and_the_reason_is_told():
+    few = Sweep()
+    for seed in range(2):
+        few.student("ot", 75.0, seed)
+    trials, _, _ = join(named(small("student", "kd"), "a"), named(few, "b", keys="f"))
+    assert any(
+        "Not ranked: ot, 75.00 ± 0.00 % (n = 2); others have n = 3." in told for told in summary.sentences(trials)
+    )

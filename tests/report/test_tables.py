@@ -164,7 +164,7 @@ def test_ablation_one_table_per_axis_in_the_order_of_the_grid():
 def test_ablation_shows_validation_first_where_there_is_one():
     epsilon, _ = tables(ablation, ablated(val=True))
     assert "val top-1 %" in epsilon.flat().columns[0]
-    assert "Choose a setting by the validation column" in epsilon.caption
+    assert "Choose a setting by the figures of val; those of test are for reading." in epsilon.caption
 
 
 def test_no_axis_no_ablation():
@@ -488,3 +488,12 @@ def test_a_teacher_that_diverged_is_listed():
     sweep.missing("kd", 0)
     (table,) = tables(failures, sweep)
     assert table.frame["status"].tolist() == ["diverged", "missing"]
+
+
+def test_a_difference_that_is_in_no_test_is_counted_and_one_without_a_common_seed_is_named(small):
+    small.student("ot+kd", 76.0, 7)
+    table, _ = tables(differences, small)
+    assert (
+        "corrected for the 1 test of the table (1 of 2 methods cannot be tested: one common seed, or" in table.caption
+    )
+    assert "Not in the table, for want of a seed that both finished: ot+kd." in table.caption

@@ -16,8 +16,12 @@ def record(*states: str):
     return sweep.record()
 
 
-def play(*script, over_after: int | None = None):
-    """Watch what `script` gives, one item a look; returns the looks at which it was rebuilt, and what was told."""
+def play(*script, over_after: int | None = None, lacking: tuple[int, ...] = ()):
+    """Watch what `script` gives, one item a look; returns the looks at which it was rebuilt, and what was told.
+
+    Args:
+        lacking: looks at which the report lacks something.
+    """
     looks: list[int] = []
     rebuilt: list[int] = []
     told: list[str] = []
@@ -32,7 +36,12 @@ def play(*script, over_after: int | None = None):
     def is_over(records):
         return all(map(is_settled, records)) if over_after is None else len(looks) > over_after
 
-    watch(look, lambda: rebuilt.append(looks[-1]), is_over, told.append, 1.5, sleep=slept.append)
+    def rebuild(records):
+        rebuilt.append(looks[-1])
+        assert records == [script[looks[-1]]], "what was read, and not again"
+        return looks[-1] not in lacking
+
+    watch(look, rebuild, is_over, told.append, 1.5, sleep=slept.append)
     return rebuilt, told
 
 
@@ -79,3 +88,32 @@ def test_it_goes_on_while_the_driver_is_there():
     done = record("finished")
     assert play(done, done, done, over_after=2) == ([0], [])
     assert len(slept) == 2
+
+
+def test_a_report_that_lacks_something_is_made_again():
+    running, done = record("running"), record("finished")
+    assert play(running, running, running, done, lacking=(0,))[0] == [0, 1, 3]
+    assert play(done, done, lacking=(0,))[0] == [0, 1], "even where the sweep is over"
+
+
+def test_what_always_lacks_something_is_made_three_times_of_a_state():
+    running, done = record("running"), record("finished")
+    always = tuple(range(9))
+    rebuilt, _ = play(running, running, running, running, done, done, done, lacking=always)
+    assert rebuilt == [0, 1, 2, 4, 5, 6]
+
+
+def test_a_store_that_goes_away_while_it_is_rebuilt_costs_no_state():
+    done = record("finished")
+    looks = iter([TrackingError("gone"), True])
+    told = []
+
+    def rebuild(records):
+        now = next(looks)
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    watch(lambda: [done], rebuild, lambda records: True, told.append, 1.5, sleep=slept.append)
+    assert told == ["waiting for the store: gone"]
+    assert next(looks, None) is None

@@ -17,6 +17,7 @@ import pytest
 from otkd.core.layout import Layout
 from otkd.core.records import EpochRecord, Label, SweepInfo, TrialResult
 from otkd.core.trial import Data, Model, Train, Trial
+from otkd.track.reader import SweepRecord, curves
 
 EPOCHS = 3
 HOSTILE = "ot+kd <script>alert('é')</script>"
@@ -50,6 +51,16 @@ def result(key: str, status: str = "finished", **changes: Any) -> TrialResult:
         **changes,
     }
     return TrialResult(**values)
+
+
+def histories(layout: Layout, sweep: SweepRecord, metric: str) -> dict[str, list[tuple[int, float]]]:
+    """Trial key → (epoch, value) as they are read, for every trial that has the metric."""
+    rows = [row for row in sweep.trials if metric in row.metrics]
+    found: dict[str, list[tuple[int, float]]] = {row.label.key: [] for row in rows}
+    columns = curves(layout, [row.run_id for row in rows], metric)
+    for place, step, value in zip(*(column.tolist() for column in columns), strict=True):
+        found[rows[place].label.key].append((step, value))
+    return found
 
 
 class Invented:
@@ -117,7 +128,9 @@ def layout(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.fixture
 def say() -> SimpleNamespace:
     """Makers of records, for tests that cannot import this file."""
-    return SimpleNamespace(trial=trial, record=record, result=result, epochs=EPOCHS, hostile=HOSTILE, t0=T0)
+    return SimpleNamespace(
+        trial=trial, record=record, result=result, histories=histories, epochs=EPOCHS, hostile=HOSTILE, t0=T0
+    )
 
 
 @pytest.fixture

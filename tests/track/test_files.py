@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
+from otkd.report.files import texts
 from otkd.track import files as track_files
 from otkd.track.files import TrialFiles
 from otkd.track.mlflow import MlflowSink
-from otkd.track.reader import SweepRecord, files, read_sweep
+from otkd.track.reader import SweepRecord, are_here, files, read_sweep
 from otkd.track.store import Store, connect, served
 
 TEXT = "Grüße, 'φ'\n"
@@ -46,7 +50,12 @@ def test_a_file_is_read_where_it_lies(layout: Layout, sweep: SweepRecord, monkey
 
 
 def test_a_trial_without_a_run_has_nothing(layout: Layout) -> None:
-    assert TrialFiles(layout, {"a": ""}).text("a", "one.txt") is None
+    assert TrialFiles(layout, {"a": ("", "")}).text("a", "one.txt") is None
+
+
+def unplaced(sweep: SweepRecord) -> SweepRecord:
+    """As if MLflow's addresses of files were not known."""
+    return sweep._replace(trials=tuple(row._replace(place="") for row in sweep.trials))
 
 
 class Counted:
@@ -64,15 +73,27 @@ class Counted:
 
 
 def elsewhere(layout: Layout, sweep: SweepRecord, tmp_path: Path) -> tuple[TrialFiles, Store]:
-    """The same sweep as read from another `runs/`, so that files have to be fetched."""
+    """The same sweep as read from another `runs/`, whose files are looked up by MLflow's address of them."""
     store = connect(layout, create=False)
     counted = store._replace(client=Counted(store.client))
-    of = files(Layout(tmp_path / "elsewhere"), sweep)
+    of = files(Layout(tmp_path / "elsewhere"), unplaced(sweep))
     of._store = lambda: counted  # type: ignore[assignment]
     return of, counted
 
 
-def test_a_file_is_fetched_once(layout: Layout, sweep: SweepRecord, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once(layout: Layout, sweep: SweepRecord, tmp_path: Path, monkeypatch: Any) -> None:
+    fetched, listed = [], []
+
+    class Noted(LocalArtifactRepository):  # type: ignore[misc]
+        def download_artifacts(self, path: str, folder: str) -> str:
+            fetched.append(path)
+            return super().download_artifacts(path, folder)
+
+        def list_artifacts(self, path: str | None = None) -> Any:
+            listed.append(path)
+            return super().list_artifacts(path)
+
+    monkeypatch.setattr(track_files, "repository", lambda store, place: Noted(place))
     of, store = elsewhere(layout, sweep, tmp_path)
     key, run = sweep.trials[0].label.key, sweep.trials[0].run_id
     for _ in range(2):
@@ -80,12 +101,43 @@ def test_a_file_is_fetched_once(layout: Layout, sweep: SweepRecord, tmp_path: Pa
         assert of.text(key, "deep/one.txt") == TEXT
         assert of.text(key, "deep/two.txt") is None
         assert of.text(key, "deep") is None, "a folder is no file"
-    asked = store.client.asked  # type: ignore[attr-defined]
-    assert [one for one in asked if one[0] == "download_artifacts"] == [
-        ("download_artifacts", run, "one.txt"),
-        ("download_artifacts", run, "deep/one.txt"),
-    ]
-    assert len(asked) == 4, "and each of its two folders is listed once"
+    assert fetched == ["one.txt", "deep/one.txt"]
+    assert listed == [None, "deep"], "and each of its two folders is listed once"
+    assert store.client.asked == [("get_run", run)], "for the address of the files"  # type: ignore[attr-defined]
+
+
+def test_files_that_lie_where_mlflow_says_are_read_there(
+    layout: Layout, sweep: SweepRecord, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(track_files, "connect", lambda *_, **__: pytest.fail("the store was asked"))
+    here = Layout(tmp_path / "elsewhere")
+    of, row = files(here, sweep), sweep.trials[0]
+    assert of.text(row.label.key, "deep/one.txt") == TEXT
+    assert of.text(row.label.key, "two.txt") is None
+    assert are_here(here, row)
+    assert not are_here(here, row._replace(place="mlflow-artifacts:/1/abc/artifacts"))
+    assert not are_here(here, row._replace(place=""))
+
+
+def test_threads_look_for_the_store_once(layout: Layout, sweep: SweepRecord, tmp_path: Path, monkeypatch: Any) -> None:
+    tried = []
+
+    def away(*_: Any, **__: Any) -> Store:
+        tried.append(1)
+        time.sleep(0.05)
+        raise TrackingError("nobody is there")
+
+    monkeypatch.setattr(track_files, "connect", away)
+    of = files(Layout(tmp_path / "elsewhere"), unplaced(sweep))
+    with pytest.raises(TrackingError, match="nobody is there"):
+        texts(of, [row.label.key for row in sweep.trials], "one.txt")
+    assert len(tried) == 1
+
+
+def test_many_are_read_in_their_order(layout: Layout, sweep: SweepRecord) -> None:
+    keys = [row.label.key for row in sweep.trials]
+    wanted = [json.loads(text)["key"] for text in texts(files(layout, sweep), keys, "result.json") if text]
+    assert wanted == keys
 
 
 def test_a_store_that_does_not_answer_is_asked_once(layout: Layout, sweep: SweepRecord, monkeypatch: Any) -> None:
@@ -97,7 +149,7 @@ def test_a_store_that_does_not_answer_is_asked_once(layout: Layout, sweep: Sweep
 
     monkeypatch.setattr(track_files, "connect", away)
     shutil.rmtree(layout.artifacts)
-    of = files(layout, sweep)
+    of = files(layout, unplaced(sweep))
     for _ in range(2):
         with pytest.raises(TrackingError, match="nobody is there"):
             of.text(sweep.trials[0].label.key, "one.txt")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from otkd.core import names
 from otkd.core.errors import OtkdError, TrackingError
 from otkd.core.layout import Layout
 from otkd.track.mlflow import MlflowSink
-from otkd.track.reader import histories, read_sweep, sweeps
+from otkd.track.reader import curves, read_sweep, sweeps
+from otkd.track.store import connect
 
 
 def test_a_sweep_comes_back_whole(layout: Layout, invented: Any, say: Any) -> None:
@@ -28,11 +32,11 @@ def test_a_sweep_comes_back_whole(layout: Layout, invented: Any, say: Any) -> No
         assert row.status == "finished"
         assert row.metrics["test/last/top1"] == say.result(row.label.key).metrics["test/last/top1"]
         assert row.params["seed"] == str(row.label.seed)
-    losses = histories(layout, sweep, "train/loss")
+    losses = say.histories(layout, sweep, "train/loss")
     assert losses == {
         t.key: [(epoch, say.record(t.key, epoch).metrics["train/loss"]) for epoch in (1, 2, 3)] for t in invented.trials
     }
-    assert histories(layout, sweep, "no/such") == {}
+    assert say.histories(layout, sweep, "no/such") == {}
 
 
 def test_every_state(layout: Layout, invented: Any, say: Any) -> None:
@@ -50,7 +54,7 @@ def test_every_state(layout: Layout, invented: Any, say: Any) -> None:
     sweep = read_sweep(layout)
     states = ["finished", "diverged", "failed", "running", "missing", "missing"]
     assert [row.status for row in sweep.trials] == states
-    assert histories(layout, sweep, "train/loss")[lost] == [(1, -math.inf)]
+    assert say.histories(layout, sweep, "train/loss")[lost] == [(1, -math.inf)]
     assert sweep.trials[3].label.key == running
     assert sweep.trials[5].run_id == ""
 
@@ -97,3 +101,38 @@ def test_importing_it_costs_little() -> None:
     code = "import otkd.track.reader, otkd.track.jsonl, sys; print({'torch', 'pandas', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def recorded(layout: Layout, invented: Any) -> Layout:
+    sink = MlflowSink(invented.info, layout)
+    invented.play(sink)
+    sink.close()
+    return layout
+
+
+@pytest.mark.parametrize(("table", "fails"), [("metrics", "curves"), ("latest_metrics", "sweep"), ("tags", "sweep")])
+def test_a_store_that_breaks_in_the_middle_is_named(recorded: Layout, table: str, fails: str) -> None:
+    found = read_sweep(recorded)
+    with closing(sqlite3.connect(recorded.database)) as database:
+        database.execute(f"DROP TABLE {table}")
+    with pytest.raises(TrackingError, match=rf"mlflow\.db refuses: .*no such table: {table}.*--runs"):
+        curves(recorded, [found.trials[0].run_id], "lr") if fails == "curves" else read_sweep(recorded)
+
+
+def test_runs_that_otkd_did_not_write_are_left_alone(recorded: Layout) -> None:
+    before, store = read_sweep(recorded), connect(recorded)
+    for tags in ({names.TAG_KIND: "sweep"}, {names.TAG_KIND: "sweep", names.TAG_SWEEP: ""}, {names.TAG_KEY: "?"}, {}):
+        store.client.create_run(store.experiment, tags=tags)
+    assert [name for _, name, _ in sweeps(recorded)] == ["toy-quick"]
+    assert read_sweep(recorded)._asdict() == before._asdict()
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"name": "toy", "labels": 3}'])
+def test_a_plan_that_cannot_be_read_names_its_sweep(recorded: Layout, text: str | None) -> None:
+    (plan,) = recorded.artifacts.glob("*/artifacts/plan.json")
+    plan.unlink()
+    if text is not None:
+        plan.write_text(text)
+    with pytest.raises(TrackingError, match=r"plan.json of toy-quick .*cannot be read \(.*`otkd report NAME`"):
+        read_sweep(recorded)

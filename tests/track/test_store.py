@@ -25,7 +25,7 @@ from werkzeug.wrappers import Response
 from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.track.mlflow import MlflowSink
-from otkd.track.reader import histories, read_sweep
+from otkd.track.reader import read_sweep
 from otkd.track.store import connect, serve_ui, shown, tracking_uri
 
 pytestmark = pytest.mark.usefixtures("layout")
@@ -265,7 +265,7 @@ def test_a_server_that_dies_and_comes_back(
         sink.close(timeout=30)
         sweep = read_sweep(layout, "toy")
         assert [row.status for row in sweep.trials].count("finished") == 2
-        assert set(histories(layout, sweep, "lr")) == {first.key, second.key}
+        assert set(say.histories(layout, sweep, "lr")) == {first.key, second.key}
         for row in sweep.trials:
             if row.status == "finished":
                 points = sink.store.client.get_metric_history(row.run_id, "lr")
@@ -287,7 +287,7 @@ def told(layout: Layout, invented: Any, say: Any) -> tuple[Any, ...]:
     sink.close(60)
     sweep = read_sweep(layout)
     rows = [(row.label, row.status, row.metrics, row.params) for row in sweep.trials]
-    return (sweep.info, rows, histories(layout, sweep, "train/loss"))
+    return (sweep.info, rows, say.histories(layout, sweep, "train/loss"))
 
 
 def test_postgresql_and_sqlite_hold_the_same(

@@ -1,8 +1,9 @@
-"""Accuracy by the values of one setting, a curve per method that varies it alone."""
+"""The figure that is compared, by the values of one setting: a curve per method that varies it alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Literal, NamedTuple
 
@@ -12,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from otkd.core import names
 from otkd.core.records import SweepInfo
-from otkd.report import inference, stats, style
-from otkd.report.frame import AXIS, axes, baselines, budget, pairs, show, students
+from otkd.report import choice, inference, stats, style
+from otkd.report.choice import Metric
+from otkd.report.frame import axes, budget, pairs, students
+from otkd.report.grids import Grid, choosing, compared, measures
 
 TITLE = "Ablation, one setting at a time"
 ORDER = 20
@@ -29,9 +31,9 @@ class Panel(NamedTuple):
 
     axis: str
     pair: str
-    column: str
-    rows: pd.DataFrame
-    """Trials of the methods that vary this setting alone."""
+    metric: Metric
+    grids: list[Grid]
+    """Those of the methods that vary this setting alone."""
 
 
 class Scale(NamedTuple):
@@ -44,107 +46,77 @@ class Scale(NamedTuple):
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
     """A panel per setting, pair and measure; None where no method varies one setting alone."""
-    found = [panel for panel in _panels(frame) if panel.rows[panel.column].notna().any()]
+    found = _panels(frame)
     if not found:
         return None
-    columns = min(2, len(found))
-    size = (4.8, 3.4) if columns > 1 else (6.4, 3.7)
-    drawing, spread = style.canvas(math.ceil(len(found) / columns), columns, *size)
+    drawing, spread = style.panels(len(found), (6.4, 3.7), (4.8, 3.4))
     for place, panel in zip(spread.flat, found, strict=False):
         _draw(place, frame, panel)
-    for place in spread.flat[len(found) :]:
-        place.set_visible(False)
     style.legend(drawing, spread)
     return drawing
 
 
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """Selection rule, n, spread, and what may be chosen by it."""
-    choose = (
-        "Choose a setting by the panels of val; those of test are for reading."
-        if names.BEST_VAL_TOP1 in measures(frame)
-        else "Nothing was held out: to choose a setting by these test figures would be to tune on the test set."
-    )
     return (
-        "Lines join means over seeds, small circles are seeds, bars 95 % intervals of the mean by Student's t (none "
-        "for one seed; cut off where they leave the panel). Methods that vary several settings are not among them. "
-        f"{choose} {budget(frame)}"
+        f"{' '.join(metric.sentence for metric in measures(frame))} Lines join means over seeds, small circles are "
+        "seeds, bars 95 % intervals of the mean by Student's t (none for one seed; cut off where they leave the "
+        f"panel). Methods that vary several settings are not among them. {choosing(frame)} {budget(frame)}"
+        f"{choice.first_listed(frame, choice.against(frame).values())}"
     )
 
 
-def measures(frame: pd.DataFrame) -> dict[str, str]:
-    """Column → its selection rule; validation first, since it is what a setting may be chosen by."""
-    val = {names.BEST_VAL_TOP1: "val top-1 %, best epoch"} if students(frame)[names.BEST_VAL_TOP1].notna().any() else {}
-    return val | {names.test("last", names.TEST_TOP1): "test top-1 %, last epoch"}
+def scale(values: Mapping[str, Any]) -> Scale:
+    """Numbers at their places, on a logarithmic axis from one decade on; anything else evenly, in the sweep's order.
 
-
-def varied(rows: pd.DataFrame) -> list[str]:
-    """The settings, by dotted path, that have several values among these trials."""
-    return [axis for axis in axes(rows) if rows[AXIS + axis].map(setting).replace("", pd.NA).nunique() > 1]
-
-
-def setting(value: object) -> str:
-    """A value as text; empty where a method has not this setting."""
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else show(value)
-
-
-def scale(values: pd.Series) -> Scale:
-    """Numbers at their places, on a logarithmic axis from one decade on; anything else evenly, in the sweep's order."""
-    found: dict[str, Any] = {setting(value): value for value in values if setting(value)}
-    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in found.values()):
-        return Scale("names", {text: float(place) for place, text in enumerate(found)})
-    ordered = dict(sorted(((text, float(value)) for text, value in found.items()), key=lambda item: item[1]))
+    Args:
+        values: as a person writes them → as they are.
+    """
+    if not all(isinstance(value, Real) and not isinstance(value, bool) for value in values.values()):
+        return Scale("names", {text: float(place) for place, text in enumerate(values)})
+    ordered = dict(sorted(((text, float(value)) for text, value in values.items()), key=lambda item: item[1]))
     lowest, highest = min(ordered.values()), max(ordered.values())
     return Scale("log" if lowest > 0 and highest >= DECADE * lowest else "linear", ordered)
 
 
 def _panels(frame: pd.DataFrame) -> list[Panel]:
-    rows = students(frame)
-    alone = {method: varied(group) for method, group in rows.groupby("method", sort=False)}
-    return [
-        Panel(axis, pair, column, chosen)
+    alone = [grid for grid in compared(frame) if len(grid.values) == 1]
+    found = [
+        Panel(axis, pair, metric, [grid for grid in alone if grid.pair == pair and axis in grid.values])
         for axis in axes(frame)
         for pair in pairs(frame)
-        for column in measures(frame)
-        if len(chosen := rows[(rows["pair"] == pair) & rows["method"].isin(_only(alone, axis))])
+        for metric in measures(frame)
     ]
-
-
-def _only(alone: dict[Any, list[str]], axis: str) -> list[Any]:
-    return [method for method, settings in alone.items() if settings == [axis]]
+    return [panel for panel in found if any(grid.trials[panel.metric.column].notna().any() for grid in panel.grids)]
 
 
 def _draw(place: Axes, frame: pd.DataFrame, panel: Panel) -> None:
-    found = scale(panel.rows[AXIS + panel.axis])
-    heights: list[float] = []
-    for method, group in panel.rows.groupby("method", sort=False):
-        heights += _curve(place, frame, panel, found, str(method), group)
+    found = scale({text: value for grid in panel.grids for text, value in grid.values[panel.axis].items()})
+    heights = [height for grid in panel.grids for height in _curve(place, frame, panel, found, grid)]
     heights += _floor(place, frame, panel)
     if heights:
         low, high = min(heights), max(heights)
-        room = 0.15 * (high - low) or 0.5
+        room = 0.15 * (high - low) or 50 * 10**-panel.metric.digits
         place.set_ylim(low - room, high + room)
     if found.kind == "log":
         place.set_xscale("log")
     place.set_xticks(list(found.places.values()), [style.tick(text, 18) for text in found.places])
     place.xaxis.set_minor_locator(NullLocator())
     place.margins(x=0.08)
-    style.tidy(place, panel.pair, panel.axis, measures(frame)[panel.column])
+    style.tidy(place, panel.pair, panel.axis, panel.metric.head)
     if found.kind == "names" and sum(map(len, found.places)) > 40:
         place.tick_params(axis="x", labelrotation=25)
 
 
-def _curve(
-    place: Axes, frame: pd.DataFrame, panel: Panel, found: Scale, method: str, group: pd.DataFrame
-) -> list[float]:
+def _curve(place: Axes, frame: pd.DataFrame, panel: Panel, found: Scale, grid: Grid) -> list[float]:
     """Draw one method; returns the heights that the panel has to hold."""
-    look = style.looks(frame)[group["variant"].iloc[0]]
-    texts = group[AXIS + panel.axis].map(setting)
-    cells = {text: stats.cell(group[texts == text], panel.column) for text in found.places if (texts == text).any()}
+    metric, look = panel.metric, style.looks(frame)[grid.trials["variant"].iloc[0]]
+    texts = grid.trials[panel.axis]
+    cells = {text: stats.cell(grid.trials[texts == text], metric.column) for text in found.places if text in set(texts)}
     shown = {text: cell for text, cell in cells.items() if cell.summary.n}
     x = [found.places[text] for text in shown]
     means = [cell.summary.mean for cell in shown.values()]
-    (line,) = place.plot(x, means, color=look.colour, marker=look.marker, markersize=5, label=style.plain(method))
+    (line,) = place.plot(x, means, color=look.colour, marker=look.marker, markersize=5, label=style.plain(grid.method))
     line.set_linestyle("" if found.kind == "names" else look.line)
     heights: list[float] = []
     for (text, cell), mean in zip(shown.items(), means, strict=True):
@@ -154,26 +126,29 @@ def _curve(
         place.scatter(across, by_seed, s=14, facecolors="none", edgecolors=look.colour, linewidths=0.7)
         if not math.isnan(low):
             place.plot([at, at], [low, high], color=look.colour, linewidth=1.2)
-        name = f"{method}, {panel.axis} = {text}"
+        told = style.told(f"{grid.method}, {panel.axis} = {text}", cell.summary, metric.suffix, metric.digits)
         lacks = f"; {cell.lacks}" if cell.lacks else ""
-        style.mark(place, at, mean, style.told(name, cell.summary, " %") + _interval(low, high) + lacks)
+        style.mark(place, at, mean, told + _interval(low, high, metric.digits) + lacks)
         heights += [*by_seed, *([low, high] if len(by_seed) > 2 and not math.isnan(low) else [])]
     return heights
 
 
-def _interval(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f", 95 % [{stats.number(low)}, {stats.number(high)}]"
+def _interval(low: float, high: float, digits: int) -> str:
+    return "" if math.isnan(low) else f", 95 % [{stats.number(low, digits)}, {stats.number(high, digits)}]"
 
 
 def _floor(place: Axes, frame: pd.DataFrame, panel: Panel) -> list[float]:
     """The baselines as lines, where they have a figure; returns their heights."""
     rows, heights = students(frame), []
-    for name, line in zip(baselines(frame), (":", "--"), strict=True):
-        if name is None or name in set(panel.rows["variant"]):
+    drawn = {name for grid in panel.grids for name in grid.trials["variant"]}
+    for role, name in choice.against(frame, panel.pair).items():
+        if name in drawn:
             continue
-        found = stats.cell(rows[(rows["variant"] == name) & (rows["pair"] == panel.pair)], panel.column).summary
+        chosen = rows[(rows["variant"] == name) & (rows["pair"] == panel.pair)]
+        found = stats.cell(chosen, panel.metric.column).summary
         if found.n:
+            look, line = style.looks(frame)[name], ":" if role == "student" else "--"
             label = style.plain(f"{name} (mean)")
-            place.axhline(found.mean, color=style.looks(frame)[name].colour, linestyle=line, linewidth=1.2, label=label)
+            place.axhline(found.mean, color=look.colour, linestyle=line, linewidth=1.2, label=label)
             heights.append(found.mean)
     return heights

@@ -1,10 +1,7 @@
-"""What the best distilled method mistakes less, and more, than the student alone: difference of confusion matrices."""
+"""What the best distilled method mistakes less, and more, than a baseline: difference of confusion matrices."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from otkd.core import names
 from otkd.core.confusion import Confusion
 from otkd.core.records import SweepInfo
 from otkd.report import choice, stats, style
-from otkd.report.frame import baselines, budget, pairs, students
+from otkd.report.files import PER_CLASS, by_label
+from otkd.report.frame import budget, pairs, students
 from otkd.report.tables.accuracy import lines
 
 TITLE = "Changes in confusions"
@@ -55,26 +54,28 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo, *, files:
     found = [change for pair in pairs(frame) if (change := _change(frame, pair, files)) is not None]
     if not found:
         return None
-    columns = min(2, len(found))
-    width = 5.2 if columns > 1 else 6.8
-    drawing, panels = style.canvas(math.ceil(len(found) / columns), columns, width, width * 0.92)
+    drawing, panels = style.panels(len(found), (6.8, 6.3), (5.2, 4.8))
     for axes, change in zip(panels.flat, found, strict=False):
         _draw(drawing, axes, change)
-    for axes in panels.flat[len(found) :]:
-        axes.set_visible(False)
     return drawing
 
 
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """What is subtracted from what, and by which rule the methods and classes were picked."""
+    metric, known = choice.metric(frame), choice.against(frame)
+    alone = "the student alone, or of KD where there is no such baseline"
+    picked = (
+        " The method was picked by the same images, so this describes a difference and is no test of it."
+        if metric.column.startswith(names.TEST)
+        else ""
+    )
     return (
         "Share of each class's test images that is taken for each class, last epoch's weights, mean over the seeds "
-        "that both methods finished: that of the method with the highest mean test top-1 (among those with all seeds) "
-        "less that of the student alone, or of KD where there is no such baseline. Orange is more often, purple less "
-        "often: on the diagonal orange is better, elsewhere purple. The method was picked by the same images, so this "
-        "describes a difference and is no test of it. Of more than "
-        f"{SHOWN} classes those with the largest sums of absolute differences in row and column are shown, named on "
-        f"the axes. {budget(frame)}"
+        f"that both methods finished: that of the method with the {metric.best} mean {metric.by} (among those with all "
+        f"seeds) less that of {known.get(choice.CHOSEN, alone)}. Orange is more often, purple less often: on the "
+        f"diagonal orange is better, elsewhere purple.{picked} Of more than {SHOWN} classes those with the largest "
+        "sums of absolute differences in row and column are shown, named on the "
+        f"axes. {budget(frame)}{choice.first_listed(frame, list(known.values())[:1])}"
     )
 
 
@@ -94,15 +95,15 @@ def _change(frame: pd.DataFrame, pair: str, files: Any) -> Change | None:
 
 
 def _picked(frame: pd.DataFrame, pair: str) -> tuple[str, str] | None:
-    """The best method by mean test top-1, and the baseline that it is held against."""
-    every = lines(frame, pair, choice.DEFAULT.column)
-    cells = {line.variant: line.cell.summary for line in every if line.cell.summary.n}
-    base = next((name for name in baselines(frame) if name in cells), None)
+    """The best method by its mean, and the baseline that it is held against."""
+    cells = {line.variant: line.cell.summary for line in lines(frame, pair) if line.cell.summary.n}
+    base = next((name for name in choice.against(frame, pair).values() if name in cells), None)
     others = {name: found for name, found in cells.items() if name != base}
     if base is None or not others:
         return None
     most = max(found.n for found in others.values())
-    return max((name for name in others if others[name].n == most), key=lambda name: others[name].mean), base
+    able, sign = (name for name in others if others[name].n == most), choice.metric(frame).sign
+    return max(able, key=lambda name: sign * others[name].mean), base
 
 
 def _keys(frame: pd.DataFrame, pair: str, variant: str) -> dict[int, str]:
@@ -129,8 +130,7 @@ def _shares(counts: Confusion) -> NDArray[np.float64]:
 
 def _labels(files: Any, key: str, classes: int) -> tuple[str, ...]:
     """Names of the classes, or their numbers where none are on record."""
-    rows = list(csv.DictReader(io.StringIO(files.text(key, "per-class.csv") or "")))
-    found = tuple(row.get("class") or "" for row in rows)
+    found = tuple(one.name for one in by_label(files.text(key, PER_CLASS)))
     return found if len(found) == classes and all(found) else tuple(map(str, range(classes)))
 
 

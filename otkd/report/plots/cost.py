@@ -1,8 +1,7 @@
-"""Accuracy against cost: what a method gives for its seconds."""
+"""The figure that is compared, against cost: what a method gives for its seconds."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from otkd.report.stats import Summary
 from otkd.report.tables.accuracy import lines
 from otkd.report.tables.cost import costs
 
-TITLE = "Accuracy against cost"
+TITLE = "Results against cost"
 ORDER = 30
 
 
@@ -40,16 +39,13 @@ class Front(NamedTuple):
 
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
-    """One panel per pair; None where no finished trial has both an accuracy and a time."""
+    """One panel per pair; None where no finished trial has both a figure and a time."""
     found = {pair: _points(frame, pair) for pair in pairs(frame)}
     if not any(found.values()):
         return None
-    columns = min(2, len(found))
-    drawing, panels = style.canvas(math.ceil(len(found) / columns), columns, 4.8 if columns > 1 else 6.4, 3.7)
+    drawing, panels = style.panels(len(found), (6.4, 3.7), (4.8, 3.7))
     for axes, (pair, points) in zip(panels.flat, found.items(), strict=False):
         _panel(axes, frame, pair, points)
-    for axes in panels.flat[len(found) :]:
-        axes.set_visible(False)
     style.legend(drawing, panels)
     return drawing
 
@@ -58,8 +54,9 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """Selection rule, spread, what a second is, and who is on the Pareto front."""
     return (
         f"{choice.metric(frame).sentence} Mean ± sample standard deviation over seeds, against seconds per "
-        f"epoch as if the trial had trained alone (teacher's forward passes included). {_better(frame)} is better. "
-        f"{_fronts(frame)}{budget(frame)}"
+        "epoch as if the trial had trained alone: the teacher's forward passes included, the median over epochs "
+        "without the first, in which code is loaded and compiled (a trial of one epoch has that one). "
+        f"{_better(frame)} is better. {_fronts(frame)}{budget(frame)}"
     )
 
 
@@ -130,7 +127,7 @@ def _panel(axes: Axes, frame: pd.DataFrame, pair: str, points: dict[str, Point])
         )
         seconds = f"{stats.show(x)} s per epoch, n = {x.n}"
         on_it = "; on the Pareto front" if name in members and len(points) > 1 else ""
-        told = style.told(name, y, f" {metric.unit}" if metric.unit else "")
+        told = style.told(name, y, metric.suffix, metric.digits)
         style.mark(axes, x.mean, y.mean, f"{told}; {seconds}{on_it}")
     if len(points) > 1:
         _line(axes, [points[name] for name in members])
@@ -140,6 +137,6 @@ def _panel(axes: Axes, frame: pd.DataFrame, pair: str, points: dict[str, Point])
 
 
 def _line(axes: Axes, members: list[Point]) -> None:
-    """What accuracy a time buys: a step at each member."""
+    """What a time buys: a step at each member."""
     x, y = [point.seconds.mean for point in members], [point.figure.mean for point in members]
     axes.step(x, y, where="post", color=style.FLOOR, linestyle="--", linewidth=1, zorder=1, label="Pareto front")

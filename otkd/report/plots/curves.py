@@ -53,22 +53,20 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
 
 def _curves(frame: pd.DataFrame, epochs: pd.DataFrame) -> pd.DataFrame:
     """Mean and spread per pair, variant, metric and epoch."""
-    rows = students(frame)[["key", "pair", "variant"]]
+    rows = students(frame)[["key", "pair", "variant"]].astype({"pair": "category", "variant": "category"})
     long = epochs[epochs["metric"].isin(WORDS) & np.isfinite(epochs["value"])].merge(rows, on="key")
-    grouped = long.groupby(["pair", "variant", "metric", "epoch"], sort=False)["value"]
+    grouped = long.groupby(["pair", "variant", "metric", "epoch"], sort=False, observed=True)["value"]
     return grouped.agg(["mean", "std", "count"]).reset_index()
 
 
 def _panel(axes: Axes, frame: pd.DataFrame, curves: pd.DataFrame, pair: str, words: str) -> None:
-    looks = style.looks(frame)
-    for name in variants(frame):
-        line = curves[curves["variant"] == name].sort_values("epoch")
-        if line.empty:
-            continue
-        look = looks[name]
+    looks, own = style.looks(frame), dict(tuple(curves.groupby("variant", observed=True)))
+    for name in (name for name in variants(frame) if name in own):
+        line, look = own[name].sort_values("epoch"), looks[name]
+        epoch, mean, std = (line[column].to_numpy() for column in ("epoch", "mean", "std"))
         axes.plot(
-            line["epoch"],
-            line["mean"],
+            epoch,
+            mean,
             color=look.colour,
             linestyle=look.line,
             marker=look.marker if len(line) <= 12 else "",
@@ -76,10 +74,8 @@ def _panel(axes: Axes, frame: pd.DataFrame, curves: pd.DataFrame, pair: str, wor
             linewidth=1.5,
             label=style.plain(name),
         )
-        spread = line["std"].fillna(0)
-        axes.fill_between(
-            line["epoch"], line["mean"] - spread, line["mean"] + spread, color=look.colour, alpha=0.15, linewidth=0
-        )
+        spread = np.nan_to_num(std)
+        axes.fill_between(epoch, mean - spread, mean + spread, color=look.colour, alpha=0.15, linewidth=0)
         _mark(axes, name, line, words)
     style.tidy(axes, pair, "epoch", words)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -88,7 +84,7 @@ def _panel(axes: Axes, frame: pd.DataFrame, curves: pd.DataFrame, pair: str, wor
 def _mark(axes: Axes, name: str, line: pd.DataFrame, words: str) -> None:
     """Name the last point of a curve, and some before it."""
     unit = " %" if words.endswith("%") else ""
-    for place in sorted(set(np.linspace(len(line) - 1, 0, MARKED, endpoint=False).astype(int))):
-        epoch, mean, std, count = line[["epoch", "mean", "std", "count"]].iloc[place]
+    places = sorted(set(np.linspace(len(line) - 1, 0, MARKED, endpoint=False).astype(int)))
+    for epoch, mean, std, count in line[["epoch", "mean", "std", "count"]].iloc[places].itertuples(index=False):
         told = style.told(f"{name}, epoch {epoch:.0f}", Summary(mean, std, int(count)), unit)
         style.mark(axes, epoch, mean, f"{told} ({words.removesuffix(' %')})")

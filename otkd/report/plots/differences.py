@@ -1,4 +1,4 @@
-"""Differences to the student alone and to KD, with their intervals."""
+"""Differences to the baselines, with their intervals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from otkd.core.records import SweepInfo
 from otkd.report import choice, style
+from otkd.report.choice import Metric
 from otkd.report.frame import budget, pairs, seeds
 from otkd.report.stats import number
 from otkd.report.tables.differences import Line, compared
@@ -28,7 +29,11 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
         return None
     most = max(len(groups) for groups in found.values())
     tallest = max(len(group) for groups in found.values() for group in groups.values())
-    drawing, panels = style.canvas(len(found), most, 8.6 / most if most > 1 else 7.4, 1.3 + 0.34 * tallest)
+    wider = style.beside(
+        style.tick(line.variant) for groups in found.values() for group in groups.values() for line in group
+    )
+    width = 8.6 / most + wider if most > 1 else 7.4
+    drawing, panels = style.canvas(len(found), most, width, 1.3 + 0.34 * tallest)
     for row, (pair, groups) in zip(panels, found.items(), strict=True):
         for axes, (base, group) in zip(row, groups.items(), strict=False):
             _panel(axes, frame, pair, base, group)
@@ -40,14 +45,14 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """What is drawn, and what the bars are."""
     return (
-        f"Difference of {choice.metric(frame).by} over the seeds that both methods finished: circles are seeds, "
+        f"{choice.metric(frame).sentence} Differences over the seeds that both methods finished: circles are seeds, "
         "the bar is the mean with its 95 % interval by Student's t. A bar that crosses 0 is a difference that chance "
-        f"may explain. {budget(frame)}"
+        f"may explain. {budget(frame)}{choice.first_listed(frame, choice.against(frame).values())}"
     )
 
 
 def _panel(axes: Axes, frame: pd.DataFrame, pair: str, base: str, group: list[Line]) -> None:
-    looks = style.looks(frame)
+    looks, metric = style.looks(frame), choice.metric(frame)
     axes.axvline(0, color=style.FLOOR, linestyle=":", linewidth=1.2, zorder=1)
     for height, line in enumerate(group):
         colour = looks[line.variant].colour
@@ -57,17 +62,17 @@ def _panel(axes: Axes, frame: pd.DataFrame, pair: str, base: str, group: list[Li
         low, high = line.found.interval
         if not math.isnan(low):
             axes.plot([low, high], [height, height], "-", color=colour, linewidth=1.8, zorder=3)
-        style.mark(axes, line.found.summary.mean, height, _words(line, base, choice.metric(frame).points))
+        style.mark(axes, line.found.summary.mean, height, _words(line, base, metric))
     axes.set_yticks(range(len(group)), [style.tick(line.variant) for line in group])
     axes.set_ylim(len(group) - 0.4, -0.6)
-    metric = choice.metric(frame)
-    label = f"points of {metric.name}" if metric.unit else f"difference of {metric.name}"
+    label = f"difference of {metric.name}" + (f",{metric.points}" if metric.points else "")
     style.tidy(axes, f"{pair}\nto {base}", label, "")
     axes.grid(False, axis="y")
 
 
-def _words(line: Line, base: str, unit: str) -> str:
-    found, (low, high) = line.found, line.found.interval
-    interval = "" if math.isnan(low) else f", 95 % [{number(low, sign=True)}, {number(high, sign=True)}]"
-    told = style.told(f"{line.variant} less {base}", found.summary, unit, sign=True)
-    return f"{told}{interval}, {style.each(found.by_seed, sign=True)}"
+def _words(line: Line, base: str, metric: Metric) -> str:
+    found, digits = line.found, metric.digits
+    low, high = (number(bound, digits, sign=True) for bound in found.interval)
+    interval = "" if math.isnan(found.interval.low) else f", 95 % [{low}, {high}]"
+    told = style.told(f"{line.variant} less {base}", found.summary, metric.points, digits, sign=True)
+    return f"{told}{interval}, {style.each(found.by_seed, digits, sign=True)}"

@@ -1,4 +1,4 @@
-"""Accuracy by two settings that a method varies at once."""
+"""The figure that is compared, by two settings that a method varies at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from otkd.core.records import SweepInfo
 from otkd.report import stats, style
-from otkd.report.frame import AXIS, budget, pairs, students
-from otkd.report.plots.ablation import measures, scale, setting, varied
+from otkd.report.choice import Metric
+from otkd.report.frame import budget
+from otkd.report.grids import Grid, choosing, compared, measures
+from otkd.report.plots.ablation import scale
 
-TITLE = "Ablation, two settings at once"
+TITLE = "Heat maps of settings"
 ORDER = 21
 
 WRITTEN = 80
@@ -27,86 +29,70 @@ WRITTEN = 80
 class Map(NamedTuple):
     """Two settings of one method, on one pair, by one measure."""
 
-    method: str
-    pair: str
+    grid: Grid
     rows: str
     """The setting down the side."""
     columns: str
-    column: str
-    trials: pd.DataFrame
+    metric: Metric
 
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
     """A map per method, pair, two settings and measure; None where no method varies two."""
-    found = [one for one in _maps(frame) if one.trials[one.column].notna().any()]
+    found = _maps(frame)
     if not found:
         return None
-    columns = min(2, len(found))
-    tallest = max(one.trials[AXIS + one.rows].map(setting).nunique() for one in found)
-    size = (4.8 if columns > 1 else 6.4, 1.6 + 0.45 * min(tallest, 12))
-    drawing, panels = style.canvas(math.ceil(len(found) / columns), columns, *size)
+    height = 1.6 + 0.45 * min(max(len(one.grid.values[one.rows]) for one in found), 12)
+    drawing, panels = style.panels(len(found), (6.4, height), (4.8, height))
     for axes, one in zip(panels.flat, found, strict=False):
-        _draw(drawing, axes, frame, one)
-    for axes in panels.flat[len(found) :]:
-        axes.set_visible(False)
+        _draw(drawing, axes, one)
     return drawing
 
 
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """Selection rule, n, spread, and what the means go over."""
-    averaged = {
-        other
-        for _, group in students(frame).groupby("method", sort=False)
-        if len(settings := varied(group)) > 2
-        for other in settings
-    }
     over = (
         " Where a method varies more than two settings, a cell is the mean over the others too: its n and ± count "
         "every such setting and seed."
-        if averaged
+        if any(len(grid.values) > 2 for grid in compared(frame))
         else ""
     )
     return (
-        "Cells are means ± sample standard deviation over seeds; n is named where a cell has fewer trials than others. "
-        f"Each map has a colour scale of its own.{over} {budget(frame)}"
+        f"{' '.join(metric.sentence for metric in measures(frame))} Cells are means ± sample standard deviation over "
+        "seeds; n is named where a cell has fewer trials than others. Each map has a colour scale of its own."
+        f"{over} {choosing(frame)} {budget(frame)}"
     )
 
 
 def _maps(frame: pd.DataFrame) -> list[Map]:
     return [
-        Map(str(method), pair, first, second, column, chosen)
-        for method, group in students(frame).groupby("method", sort=False)
-        for pair in pairs(frame)
-        if len(chosen := group[group["pair"] == pair])
-        for first, second in combinations(varied(group), 2)
-        for column in measures(frame)
+        Map(grid, first, second, metric)
+        for grid in compared(frame)
+        for first, second in combinations(grid.values, 2)
+        for metric in grid.measures
+        if grid.trials[metric.column].notna().any()
     ]
 
 
-def _draw(drawing: Figure, axes: Axes, frame: pd.DataFrame, one: Map) -> None:
-    sides = [list(scale(one.trials[AXIS + axis]).places) for axis in (one.rows, one.columns)]
-    texts = [one.trials[AXIS + axis].map(setting) for axis in (one.rows, one.columns)]
-    cells = {
-        (row, column): stats.cell(one.trials[(texts[0] == down) & (texts[1] == across)], one.column)
-        for row, down in enumerate(sides[0])
-        for column, across in enumerate(sides[1])
-    }
-    means = np.full((len(sides[0]), len(sides[1])), math.nan)
-    for place, cell in cells.items():
-        means[place] = cell.summary.mean
+def _draw(drawing: Figure, axes: Axes, one: Map) -> None:
+    grid, metric = one.grid, one.metric
+    down, across = (list(scale(grid.values[axis]).places) for axis in (one.rows, one.columns))
+    found = grid.cells(one.rows, one.columns, metric)
+    cells = {(row, column): found[left, top] for row, left in enumerate(down) for column, top in enumerate(across)}
+    means = np.reshape([cell.summary.mean for cell in cells.values()], (len(down), len(across)))
     image = axes.imshow(means, cmap="viridis", interpolation="nearest", aspect="auto")
     axes.set_facecolor("#EEEEEE")
     drawing.colorbar(image, ax=axes).ax.tick_params(labelsize=8)
     most = max(cell.summary.n for cell in cells.values())
     for (row, column), cell in cells.items():
-        name = f"{one.method}, {one.rows} = {sides[0][row]}, {one.columns} = {sides[1][column]}"
+        name = f"{grid.method}, {one.rows} = {down[row]}, {one.columns} = {across[column]}"
         lacks = f"; {cell.lacks}" if cell.lacks else ""
-        style.mark(axes, column, row, style.told(name, cell.summary, " %" if cell.summary.n else "") + lacks)
+        unit = metric.suffix if cell.summary.n else ""
+        style.mark(axes, column, row, style.told(name, cell.summary, unit, metric.digits) + lacks)
         if len(cells) <= WRITTEN:
-            _write(axes, row, column, cell, most, _level(means, row, column))
-    axes.set_yticks(range(len(sides[0])), [style.tick(text, 24) for text in sides[0]])
-    axes.set_xticks(range(len(sides[1])), [style.tick(text, 18) for text in sides[1]])
-    style.tidy(axes, f"{one.method}, {one.pair}\n{measures(frame)[one.column]}", one.columns, one.rows)
+            _write(axes, (row, column), cell, most, _level(means, row, column), metric.digits)
+    axes.set_yticks(range(len(down)), [style.tick(text, 24) for text in down])
+    axes.set_xticks(range(len(across)), [style.tick(text, 18) for text in across])
+    style.tidy(axes, f"{grid.method}, {grid.pair}\n{metric.head}", one.columns, one.rows)
     axes.grid(False)
 
 
@@ -116,9 +102,10 @@ def _level(means: NDArray[np.float64], row: int, column: int) -> float:
     return float((means[row, column] - low) / ((high - low) or 1))
 
 
-def _write(axes: Axes, row: int, column: int, cell: stats.Cell, most: int, level: float) -> None:
+def _write(axes: Axes, place: tuple[int, int], cell: stats.Cell, most: int, level: float, digits: int) -> None:
     """A cell's figure, in black or white, whichever can be read on its colour."""
     mean, std, n = cell.summary
-    lines = [stats.number(mean)] + [f"± {stats.number(std)}"] * (n > 1) + [f"n = {n}"] * (0 < n < most)
+    lines = [stats.number(mean, digits)] + [f"± {stats.number(std, digits)}"] * (n > 1) + [f"n = {n}"] * (0 < n < most)
     colour = "black" if math.isnan(level) or level > 0.55 else "white"
+    row, column = place
     axes.text(column, row, "\n".join(lines), ha="center", va="center", fontsize=7.5, color=colour, linespacing=1.1)

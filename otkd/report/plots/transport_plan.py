@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,19 +46,15 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo, *, files:
     if files is None:
         return None
     methods = [(pair, variant) for pair in pairs(frame) for variant in variants(frame)]
-    every = [plan for method in methods for plan in _plans(frame, *method, files)]
-    if not every:
+    found = list(islice((plan for method in methods for plan in _plans(frame, *method, files)), MOST + 1))
+    if not found:
         return None
-    found = every[:MOST]
-    columns = min(3, len(found))
-    width = {1: 5.6, 2: 4.6, 3: 3.9}[columns]
-    drawing, panels = style.canvas(math.ceil(len(found) / columns), columns, width, width * 0.98)
-    for axes, plan in zip(panels.flat, found, strict=False):
+    shown = found[:MOST]
+    drawing, panels = style.panels(len(shown), (5.6, 5.5), (4.6, 4.5), (3.9, 3.8))
+    for axes, plan in zip(panels.flat, shown, strict=False):
         _draw(drawing, axes, plan)
-    for axes in panels.flat[len(found) :]:
-        axes.set_visible(False)
-    if len(found) < len(every):
-        drawing.suptitle(f"the first {len(found)} of {len(every)} plans", fontsize=9)
+    if len(found) > MOST:
+        drawing.suptitle(f"the first {MOST} plans; there are more", fontsize=9)
     return drawing
 
 
@@ -66,14 +62,14 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """Which batch, which weights, which seed, and what the shares mean."""
     return (
         "Plans between student (rows) and teacher (columns) for one fixed batch of training images, with the last "
-        "epoch's weights: plans of earlier epochs are not on record. One trial a method, its lowest finished seed: no "
+        "epoch's weights; the live page has earlier ones. One trial a method, its lowest finished seed: no "
         "spread is given. Dark is no mass. Where rows and columns are images, they are ordered by class, and the title "
         "says which share of the mass stays within the class, and which share would if it went everywhere alike. A "
         "sharper plan is no better student."
     )
 
 
-def _plans(frame: pd.DataFrame, pair: str, variant: str, files: Any) -> list[Plan]:
+def _plans(frame: pd.DataFrame, pair: str, variant: str, files: Any) -> Iterator[Plan]:
     """The pictures of the lowest seed that finished and kept some."""
     rows = students(frame)
     rows = rows[(rows["pair"] == pair) & (rows["variant"] == variant) & (rows["status"] == "finished")]
@@ -82,8 +78,8 @@ def _plans(frame: pd.DataFrame, pair: str, variant: str, files: Any) -> list[Pla
     for key, seed in rows.sort_values("seed")[["key", "seed"]].itertuples(index=False):
         pictures = _pictures(files.text(key, "snapshots.json"))
         if pictures:
-            return [Plan(pair, variant, int(seed), name, picture) for name, picture in pictures.items()]
-    return []
+            yield from (Plan(pair, variant, int(seed), name, picture) for name, picture in pictures.items())
+            return
 
 
 def _pictures(text: str | None) -> dict[str, Picture]:
@@ -105,8 +101,7 @@ def _draw(drawing: Figure, axes: Axes, plan: Plan) -> None:
         words = _by_class(axes, mass_NM, plan.picture.classes)
         kind = ", by class"
     title = f"{plan.pair}\n{plan.variant}, seed {plan.seed}\n{plan.name}: {words}"
-    style.tidy(axes, title, f"teacher{kind}", f"student{kind}")
-    axes.set_title(axes.get_title(loc="left"), fontsize=8.5, loc="left")
+    style.tidy(axes, title, f"teacher{kind}", f"student{kind}", points=8.5)
     axes.grid(False)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from otkd.core import names
 from otkd.core.records import SweepInfo
 from otkd.report import choice, stats
-from otkd.report.choice import METRICS, Metric
-from otkd.report.frame import AXIS, axes, budget, has_val, show, students
-from otkd.report.table import Table, best, grouped, slug
+from otkd.report.frame import AXIS, axes, budget, students
+from otkd.report.grids import choosing, measures, setting
+from otkd.report.table import Table, best, distinct, grouped, slug
 
 TITLE = "Ablation"
 ORDER = 20
@@ -20,18 +19,18 @@ ORDER = 20
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     """A table for each axis that has more than one value; none without an axis."""
     tables = [_table(frame, axis) for axis in axes(frame)]
-    return [table for table in tables if len(table.frame) > 1]
+    return distinct(table for table in tables if len(table.frame) > 1)
 
 
 def _table(frame: pd.DataFrame, axis: str) -> Table:
     rows = students(frame)
-    rows = rows.assign(setting=[_setting(value) for value in rows[AXIS + axis]])
+    rows = rows.assign(setting=[setting(value) for value in rows[AXIS + axis]])
     rows = rows[rows["setting"] != ""]
     settings = list(dict.fromkeys(rows["setting"]))
     columns: dict[tuple[str, str], Sequence[str]] = {}
     bold: set[tuple[int, int]] = set()
     for (pair, method), group in rows.groupby(["pair", "method"], sort=False):
-        for metric in _measures(frame):
+        for metric in measures(frame):
             cells = [stats.cell(group[group["setting"] == setting], metric.column) for setting in settings]
             summaries = [cell.summary for cell in cells]
             bold |= best(len(columns), summaries, lowest=metric.lower)
@@ -44,17 +43,10 @@ def _table(frame: pd.DataFrame, axis: str) -> Table:
     return Table(f"ablation-{slug(axis)}", f"{TITLE}: {axis}", caption, text, _data(frame, rows, axis), frozenset(bold))
 
 
-def _measures(frame: pd.DataFrame) -> list[Metric]:
-    """Validation first, since it is what a setting may be chosen by."""
-    val = [METRICS[names.BEST_VAL_TOP1]] if frame[names.BEST_VAL_TOP1].notna().any() else []
-    return list(dict.fromkeys([*val, choice.metric(frame)]))
-
-
 def _to_student(
     frame: pd.DataFrame, group: pd.DataFrame, settings: list[str], method: str, pair: str
 ) -> dict[tuple[str, str], list[str]]:
-    known, metric = choice.against(frame), choice.metric(frame)
-    base = known.get(choice.CHOSEN) or known.get("student")
+    base, metric = choice.floor(frame), choice.metric(frame)
     if base is None or base in set(group["variant"]):
         return {}
     rows = students(frame)
@@ -67,20 +59,15 @@ def _to_student(
 
 
 def _caption(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
-    tested = choice.metric(frame).column.startswith(names.TEST)
-    choose = (
-        f"Choose a setting by the validation column{'; the test column is for reading' if tested else ''}."
-        if has_val(frame)
-        else "Nothing was held out: to choose a setting by these test figures would be to tune on the test set."
-    )
     which = "best" if choice.metric(frame).lower else "highest"
     bold = f"Bold: {which} mean of a column among those with all n."
-    return f"Rows: values of {axis}. {_others(frame, rows, axis)} {choose} {bold} {budget(frame)}"
+    first = choice.first_listed(frame, [choice.floor(frame)])
+    return f"Rows: values of {axis}. {_others(frame, rows, axis)} {choosing(frame)} {bold} {budget(frame)}{first}"
 
 
 def _others(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
     """What the means go over, and what stays as it is."""
-    values = {other: list(dict.fromkeys(map(_setting, rows[AXIS + other]))) for other in axes(frame) if other != axis}
+    values = {other: list(dict.fromkeys(map(setting, rows[AXIS + other]))) for other in axes(frame) if other != axis}
     averaged = [f"{other} ({', '.join(filter(None, found))})" for other, found in values.items() if len(found) > 1]
     if averaged:
         return f"Averaged over {' and '.join(averaged)}: n and ± count every such setting and seed. All else is fixed."
@@ -89,14 +76,9 @@ def _others(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
 
 def _data(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> pd.DataFrame:
     records = []
-    for (pair, method, setting), group in rows.groupby(["pair", "method", "setting"], sort=False):
-        for metric in _measures(frame):
+    for (pair, method, value), group in rows.groupby(["pair", "method", "setting"], sort=False):
+        for metric in measures(frame):
             cell = stats.cell(group, metric.column)
-            head = {"axis": axis, "pair": pair, "method": method, "value": setting, "metric": metric.column}
+            head = {"axis": axis, "pair": pair, "method": method, "value": value, "metric": metric.column}
             records.append({**head, **cell.summary._asdict(), "not_counted": cell.lacks})
     return pd.DataFrame(records)
-
-
-def _setting(value: object) -> str:
-    """Empty where a method has not this axis."""
-    return "" if value is None or (isinstance(value, float) and pd.isna(value)) else show(value)

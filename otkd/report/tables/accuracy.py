@@ -11,7 +11,7 @@ from otkd.core import names
 from otkd.core.records import SweepInfo
 from otkd.report import choice, stats
 from otkd.report.choice import METRICS, Metric
-from otkd.report.frame import baselines, budget, has_val, pairs, seeds, students, teachers, variants
+from otkd.report.frame import Baselines, budget, has_val, pairs, seeds, students, teachers, variants
 from otkd.report.table import Table, best, grouped
 
 TITLE = "Test accuracy"
@@ -41,7 +41,7 @@ def lines(frame: pd.DataFrame, pair: str, column: str | None = None) -> list[Lin
     column = column or choice.metric(frame).column
     rows = frame.loc[(frame["role"] == "student") & (frame["pair"] == pair), ["variant", "seed", "status", column]]
     cells = stats.cells(rows, variants(frame), column)
-    known = list(dict.fromkeys(choice.against(frame).values()))
+    known = list(dict.fromkeys(choice.against(frame, pair).values()))
     return [
         Line(name, cell, {base: stats.paired(cell, cells[base]) for base in known if base != name})
         for name, cell in cells.items()
@@ -70,7 +70,7 @@ def _table(frame: pd.DataFrame, metric: Metric) -> Table:
         expected, n = stats.header_n(summaries)
         cells = [_text(line.cell, expected, metric.digits) for line in found]
         columns[pair, f"{metric.head}, {n}"] = [_text(top, expected, metric.digits), *cells]
-        columns |= _differences(pair, found, choice.against(frame), expected, metric.digits)
+        columns |= _differences(pair, found, choice.against(frame, pair), expected, metric.digits)
     rows = ["teacher", *variants(frame)]
     suffix = "" if metric == choice.metric(frame) else "-best"
     title = f"{_what(metric)}, {metric.rule}"
@@ -115,20 +115,34 @@ def _caption(frame: pd.DataFrame, metric: Metric) -> str:
     spread = (
         "Mean ± sample standard deviation over n seeds." if seeds(frame) > 1 else "One seed: no spread can be given."
     )
-    known = choice.against(frame)
-    named = [f"{role} baseline: {name}" for role, name in known.items()]
-    lacking = [role for role in baselines(frame)._fields if role not in known and choice.CHOSEN not in known]
-    delta = "Δ is the difference over the seeds that both finished" if named else "No Δ"
-    words = [*named, *(f"no {role} baseline in this sweep with a record" for role in lacking)]
     bold = f"Bold: {metric.best} mean among those with all n seeds."
-    return f"{metric.measured} {spread} {delta} ({'; '.join(words)}). {bold} {budget(frame)}"
+    known = dict.fromkeys(name for pair in pairs(frame) for name in choice.against(frame, pair).values())
+    first = choice.first_listed(frame, list(known))
+    return f"{metric.measured} {spread} {_deltas(frame)} {bold} {budget(frame)}{first}"
+
+
+def _deltas(frame: pd.DataFrame) -> str:
+    """What the differences are, and to which methods."""
+    known = {pair: choice.against(frame, pair) for pair in pairs(frame)}
+    roles = list(dict.fromkeys(role for found in known.values() for role in found))
+    lacking = [role for role in Baselines._fields if role not in roles and choice.CHOSEN not in roles]
+    words = [_role(role, known) for role in roles]
+    words += [f"no {role} baseline in this sweep with a record" for role in lacking]
+    delta = "Δ is the difference over the seeds that both finished" if roles else "No Δ"
+    return f"{delta} ({'; '.join(words)})."
+
+
+def _role(role: str, known: dict[str, dict[str, str]]) -> str:
+    """`kd baseline: kd`; sweeps side by side may have another on another pair, or none."""
+    there = list(dict.fromkeys(found[role] for found in known.values() if role in found))
+    without = [pair for pair, found in known.items() if role not in found]
+    return f"{role} baseline: {' or '.join(there)}" + (f", none on {', '.join(without)}" if without else "")
 
 
 def _data(frame: pd.DataFrame, metric: Metric) -> pd.DataFrame:
-    known = choice.against(frame)
     records = []
     for pair in pairs(frame):
-        top = teacher(frame, pair, metric.column)
+        known, top = choice.against(frame, pair), teacher(frame, pair, metric.column)
         records.append(_record(pair, "teacher", metric, top))
         for line in lines(frame, pair, metric.column):
             record = _record(pair, line.variant, metric, line.cell)

@@ -57,7 +57,7 @@ def _records(frame: pd.DataFrame, pair: str) -> list[dict[str, object]]:
     for params, alike in known.groupby(names.PARAMS) if len(known) else [(math.nan, rows)]:
         student = {size: alike[size].median() for size in SIZES}
         ratios = {f"{size} ratio": teacher[size] / student[size] if student[size] else math.nan for size in SIZES}
-        student[SPEED] = alike.loc[alike["variant"] == baselines(frame).student, SPEED].median()
+        student[SPEED] = alike.loc[alike["variant"] == baselines(rows).student, SPEED].median()
         ratios[f"{SPEED} ratio"] = student[SPEED] / teacher[SPEED] if teacher[SPEED] else math.nan
         extra = "" if usual.empty or params == usual[0] else f", {' and '.join(alike['method'].unique())}"
         network = f"{rows['student'].iloc[0]}{extra}"

@@ -26,8 +26,8 @@ MEMORY = (
 """What the memory column measures."""
 HOURS = (
     "h / trial: the mean hours of training of a finished trial as if it had trained alone, with what its terms learn "
-    "before the first epoch and without measuring and saving. They are no GPU-hours: which share of a device a trial "
-    "had is not on record."
+    "before the first epoch and with that epoch, in which code is loaded and compiled (s / epoch leaves it out), but "
+    "without measuring and saving. They are no GPU-hours: which share of a device a trial had is not on record."
 )
 """What the column of hours measures."""
 
@@ -38,9 +38,8 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
         return []
     columns: dict[tuple[str, str], Sequence[str]] = {}
     bold: set[tuple[int, int]] = set()
-    base = reference(frame)
     for pair in pairs(frame):
-        by_method = costs(frame, pair)
+        by_method, base = costs(frame, pair), reference(frame, pair)
         cells = list(by_method.values())
         summaries = [cell.summary for cell in cells]
         bold |= best(len(columns), summaries, lowest=True)
@@ -52,12 +51,12 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
             columns[pair, f"× {base}"] = [stats.DASH if math.isnan(ratio) else f"{ratio:.2f}×" for ratio in ratios]
         columns |= _others(frame, pair) | _hours(frame, pair)
     text = grouped(columns, variants(frame), "method")
-    return [Table("cost", TITLE, _caption(frame, base), text, _data(frame, base), frozenset(bold))]
+    return [Table("cost", TITLE, _caption(frame), text, _data(frame), frozenset(bold))]
 
 
-def reference(frame: pd.DataFrame) -> str | None:
-    """What overhead is measured against: the chosen baseline, KD, or the student alone where there is no KD."""
-    known = choice.against(frame)
+def reference(frame: pd.DataFrame, pair: str) -> str | None:
+    """What overhead is measured against on a pair: the chosen baseline, KD, or the student alone without KD."""
+    known = choice.against(frame, pair)
     return known.get(choice.CHOSEN) or known.get("kd") or known.get("student")
 
 
@@ -107,25 +106,27 @@ def _digits(summaries: list[stats.Summary]) -> int:
     return max(0, min(4, 2 - math.floor(math.log10(lowest))))
 
 
-def _caption(frame: pd.DataFrame, base: str | None) -> str:
+def _caption(frame: pd.DataFrame) -> str:
     column = PROVENANCE + "device"
     devices = students(frame)[column].dropna().unique() if column in frame else []
     where = f"Measured on {' and '.join(map(str, devices))}." if len(devices) else "The device is not on record."
     several = " Times from different devices cannot be compared." if len(devices) > 1 else ""
-    ratio = f" × {base}: the ratio of mean times over the seeds that both finished." if base else ""
+    bases = list(dict.fromkeys(f"× {base}" for pair in pairs(frame) if (base := reference(frame, pair))))
+    ratio = f" {' and '.join(bases)}: the ratio of mean times over the seeds that both finished." if bases else ""
     hours = f" {HOURS}" if students(frame)[names.WALL_S].notna().any() else ""
     return (
         "Seconds per epoch are the training time as if a trial had trained alone: its own steps and the whole of the "
         "teacher's forward passes and data that it shares with its cohort; the median over epochs (without the first, "
         "in which code is loaded and compiled, where there are others), then mean ± sample standard deviation over n "
         f"seeds.{ratio} {MEMORY}{hours} Trials that ran side by side slow each other. "
-        f"{where}{several} Bold: lowest mean."
+        f"{where}{several} Bold: lowest mean.{choice.first_listed(frame, [base])}"
     )
 
 
-def _data(frame: pd.DataFrame, base: str | None) -> pd.DataFrame:
+def _data(frame: pd.DataFrame) -> pd.DataFrame:
     records = []
     for pair in pairs(frame):
+        base = reference(frame, pair)
         seconds, rates, memory, hours = (
             costs(frame, pair, column) for column in (names.EPOCH_S, *FIGURES, names.WALL_S)
         )

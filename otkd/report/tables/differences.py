@@ -10,7 +10,7 @@ import pandas as pd
 from otkd.core.records import SweepInfo
 from otkd.report import choice, inference, stats
 from otkd.report.frame import budget, pairs, seeds
-from otkd.report.inference import Difference, Interval
+from otkd.report.inference import Difference, brackets
 from otkd.report.table import Table, slug
 from otkd.report.tables.accuracy import lines
 
@@ -43,7 +43,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 def compared(frame: pd.DataFrame, pair: str) -> dict[str, list[Line]]:
     """Baseline → every other method that shares a seed with it, in the sweep's order."""
     cells = {line.variant: line.cell for line in lines(frame, pair)}
-    known = dict.fromkeys(choice.against(frame).values())
+    known = dict.fromkeys(choice.against(frame, pair).values())
     lower = choice.metric(frame).lower
     return {base: _against(cells, base, lower) for base in known}
 
@@ -63,7 +63,7 @@ def _table(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> Tabl
     rows = pd.DataFrame(text, index=pd.Index([line.variant for line in found], name="method", dtype=object))
     name = f"differences-to-{slug(base)}" + (f"-{slug(pair)}" if len(pairs(frame)) > 1 else "")
     data = pd.DataFrame([_record(pair, base, line) for line in found])
-    return Table(name, f"To {base}, {pair}", _caption(frame, base, expected), rows.astype(object), data)
+    return Table(name, f"To {base}, {pair}", _caption(frame, pair, base, found), rows.astype(object), data)
 
 
 def _cells(line: Line, expected: int, digits: int) -> list[str]:
@@ -71,17 +71,11 @@ def _cells(line: Line, expected: int, digits: int) -> list[str]:
     found = line.found
     return [
         stats.explain(found.summary, "", expected, digits, sign=True),
-        *(_interval(bounds, digits) for bounds in (found.interval, found.bootstrap)),
+        *(brackets(bounds, digits) for bounds in (found.interval, found.bootstrap)),
         *map(p_value, (found.p_t, line.p_holm, found.p_wilcoxon)),
         stats.number(found.effect, 1, sign=True),
         stats.number(found.better),
     ]
-
-
-def _interval(bounds: Interval, digits: int) -> str:
-    if math.isnan(bounds.low):
-        return stats.DASH
-    return f"[{stats.number(bounds.low, digits, sign=True)}, {stats.number(bounds.high, digits, sign=True)}]"
 
 
 def p_value(value: float) -> str:
@@ -89,16 +83,32 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else stats.number(value, 3)
 
 
-def _caption(frame: pd.DataFrame, base: str, n: int) -> str:
+def _caption(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> str:
+    n, _ = stats.header_n(line.found.summary for line in found)
     least = inference.least_p(n)
     cannot = f" With {n} seeds Wilcoxon's p cannot be below {least:.3g}." if least > inference.ALPHA else ""
     return (
         f"{_what(frame)} less that of {base} over common seeds (paired), mean ± sample "
         "standard deviation. 95 % intervals of the mean: by Student's t, and bootstrap percentiles, which are too "
-        "narrow for few seeds. p: two-sided; Holm's is the paired t-test's corrected for all methods of the table. "
+        f"narrow for few seeds. p: two-sided; Holm's is the paired t-test's corrected for {_family(found)}. "
         "d: mean over standard deviation of the differences. P(better): share of all pairs of runs in which the method "
-        f"beats {base}, ties half.{cannot} {budget(frame)}"
+        f"beats {base}, ties half.{cannot}{_left_out(frame, pair, base, found)} {budget(frame)}"
+        f"{choice.first_listed(frame, [base])}"
     )
+
+
+def _family(found: list[Line]) -> str:
+    """What Holm's correction is over, and how many differences are in no test."""
+    tests = f"the {inference.family([[line.p_holm for line in found]])} of the table"
+    untested = sum(math.isnan(line.p_holm) for line in found)
+    reason = "one common seed, or the same difference with every seed"
+    return f"{tests} ({untested} of {len(found)} methods cannot be tested: {reason})" if untested else tests
+
+
+def _left_out(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> str:
+    shown = {base, *(line.variant for line in found)}
+    others = [line.variant for line in lines(frame, pair) if line.variant not in shown]
+    return f" Not in the table, for want of a seed that both finished: {', '.join(others)}." if others else ""
 
 
 def _what(frame: pd.DataFrame) -> str:

@@ -10,8 +10,8 @@ import pandas as pd
 from otkd.core.records import SweepInfo
 from otkd.report import inference, stats
 from otkd.report.anova import Anova, anova
-from otkd.report.grids import VALUE, Grid, grids
-from otkd.report.table import Table, grouped, slug
+from otkd.report.grids import Grid, grids
+from otkd.report.table import Table, distinct, grouped, slug
 from otkd.report.tables.differences import p_value
 
 TITLE = "Importance of settings"
@@ -35,13 +35,13 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     by_method: dict[str, list[Found]] = {}
     for grid in grids(frame, info):
         by_method.setdefault(grid.method, []).append(explained(grid))
-    return [_table(method, found) for method, found in by_method.items()]
+    return distinct(_table(method, found) for method, found in by_method.items())
 
 
 def explained(grid: Grid) -> Found:
     """By the seeds that every combination finished, so that all means are over the same ones."""
-    finished = grid.trials[grid.trials["status"] == "finished"].dropna(subset=[VALUE])
-    wide = finished.pivot_table(index=list(grid.values), columns="seed", values=VALUE)
+    finished = grid.trials[grid.trials["status"] == "finished"].dropna(subset=[grid.metric.column])
+    wide = finished.pivot_table(index=list(grid.values), columns="seed", values=grid.metric.column)
     if len(wide) < grid.size:
         return Found(grid, None, f"{len(wide)} of {grid.size} combinations have a figure")
     whole = wide.dropna(axis="columns")
@@ -65,7 +65,7 @@ def _table(method: str, found: list[Found]) -> Table:
 
 def _records(found: Found) -> list[dict[str, object]]:
     grid, made = found.grid, found.anova
-    head = {"pair": grid.pair, "method": grid.method, "metric": grid.by}
+    head = {"pair": grid.pair, "method": grid.method, "metric": grid.metric.column}
     if made is None:
         nothing = {"share": math.nan, "p": math.nan, "p_holm": math.nan, "seeds": 0, "configurations": grid.size}
         return [{**head, "effect": grid.words[path], **nothing, "unknown": found.why} for path in grid.values]
@@ -95,10 +95,10 @@ def _known(grid: Grid, known: dict[str, Anova]) -> str:
         else "One seed: how much of this is chance cannot be said."
     )
     parts = [
-        f"Share of the variance of {grid.by} (means over the n seeds that every combination finished) that a setting "
-        "explains by itself, and two settings (×) beyond what each does by itself: functional ANOVA on the full grid; "
-        f"the effects of a column add to 100 % ({sizes}).",
-        "" if grid.held_out else "Nothing was held out, so these are test figures: for reading, not for choosing.",
+        f"Share of the variance of {grid.metric.by} (means over the n seeds that every combination finished) that a "
+        "setting explains by itself, and two settings (×) beyond what each does by itself: functional ANOVA on the "
+        f"full grid; the effects of a column add to 100 % ({sizes}).",
+        "" if grid.held_out else "These are test figures: for reading, not for choosing.",
         f"All means are alike on {', '.join(alike)}." if alike else "",
         f"{tested} Shares hold for the values tried: over a wider range a setting matters more.",
     ]

@@ -1,16 +1,15 @@
-"""What two settings do to accuracy together: a cell for every combination of their values."""
+"""What two settings give together: a cell for every combination of their values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations
 
 import pandas as pd
 
 from otkd.core.records import SweepInfo
 from otkd.report import stats
-from otkd.report.grids import VALUE, Grid, grids
-from otkd.report.table import Table, slug
+from otkd.report.grids import Grid, grids
+from otkd.report.table import Table, best, distinct, slug
 
 TITLE = "Two settings at once"
 ORDER = 21
@@ -23,12 +22,12 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     """A table per method, pair of networks and two settings that vary; none where settings vary one at a time."""
     found = grids(frame, info)
     several = len({grid.pair for grid in found}) > 1
-    return [
+    return distinct(
         _table(grid, first, second, several)
         for grid in found
         for first, second in combinations(grid.values, 2)
         if len(grid.trials[[first, second]].drop_duplicates()) >= LEAST * _size(grid, first, second)
-    ]
+    )
 
 
 def _size(grid: Grid, first: str, second: str) -> int:
@@ -36,40 +35,32 @@ def _size(grid: Grid, first: str, second: str) -> int:
 
 
 def _table(grid: Grid, first: str, second: str, several: bool) -> Table:
-    cells = {
-        (one, other): stats.cell(_of(_of(grid.trials, first, one), second, other), VALUE)
-        for other in grid.values[second]
-        for one in grid.values[first]
-    }
+    cells = grid.cells(first, second, grid.metric)
     expected, n = stats.header_n(cell.summary for cell in cells.values())
-    columns: dict[str, Sequence[str]] = {
-        f"{grid.words[second]} = {other}": [_text(cells[one, other], expected) for one in grid.values[first]]
+    down, digits = list(grid.values[first]), grid.metric.digits
+    columns = {
+        f"{grid.words[second]} = {other}": [_text(cells[one, other], expected, digits) for one in down]
         for other in grid.values[second]
     }
-    text = pd.DataFrame(columns, index=pd.Index(grid.values[first], name=grid.words[first], dtype=object), dtype=object)
+    text = pd.DataFrame(columns, index=pd.Index(down, name=grid.words[first], dtype=object), dtype=object)
     place = f"{grid.method} on {grid.pair}"
     name = f"interactions-{slug(grid.method)}-{slug(first)}-{slug(second)}" + (f"-{slug(grid.pair)}" if several else "")
     title = f"{grid.words[first]} × {grid.words[second]}, {place}"
     data = pd.DataFrame([_record(grid, first, second, *place) for place in cells.items()])
-    return Table(name, title, _caption(grid, first, second, n), text, data, _best(grid, first, second, cells))
+    return Table(name, title, _caption(grid, first, second, n), text, data, _best(grid, first, cells))
 
 
-def _of(rows: pd.DataFrame, axis: str, value: str) -> pd.DataFrame:
-    return rows[rows[axis] == value]
-
-
-def _text(cell: stats.Cell, expected: int) -> str:
+def _text(cell: stats.Cell, expected: int, digits: int) -> str:
     if not cell.lacks and not cell.summary.n:
         return f"{stats.DASH} (not tried)"
-    return stats.explain(cell.summary, cell.lacks, expected)
+    return stats.explain(cell.summary, cell.lacks, expected, digits)
 
 
-def _best(grid: Grid, first: str, second: str, cells: dict[tuple[str, str], stats.Cell]) -> frozenset[tuple[int, int]]:
-    """Where the highest mean of the whole table stands, among the cells that lost no trial."""
-    most = max((cell.summary.n for cell in cells.values()), default=0)
-    means = {place: cell.summary.mean for place, cell in cells.items() if cell.summary.n == most and most}
-    top = [place for place, mean in means.items() if mean == max(means.values())] if len(means) > 1 else []
-    return frozenset((grid.values[first].index(one), grid.values[second].index(other)) for one, other in top)
+def _best(grid: Grid, first: str, cells: dict[tuple[str, str], stats.Cell]) -> frozenset[tuple[int, int]]:
+    """Where the best mean of the whole table stands, among the cells that lost no trial."""
+    top = best(0, [cell.summary for cell in cells.values()], lowest=grid.metric.lower)
+    rows = len(grid.values[first])
+    return frozenset((place % rows, place // rows) for place, _ in top)
 
 
 def _caption(grid: Grid, first: str, second: str, n: str) -> str:
@@ -78,17 +69,18 @@ def _caption(grid: Grid, first: str, second: str, n: str) -> str:
     choose = (
         "A combination may be chosen by these figures."
         if grid.held_out
-        else "Nothing was held out: to choose a combination by these test figures would be to tune on the test set."
+        else "To choose a combination by these test figures would be to tune on the test set."
     )
     spread = "mean ± sample standard deviation" if n not in ("n = 0", "n = 1") else "one figure each, without a spread"
+    unit = ", in" + grid.metric.suffix if grid.metric.unit else ""
     return (
-        f"{grid.by[0].upper()}{grid.by[1:]}, in percent, of {grid.method} on {grid.pair} for values of {first} (rows) "
-        f"and {second} (columns): {spread}, over {over}, {n}. {choose} Bold: the highest mean among those with all n. "
-        f"{grid.budget}"
+        f"{grid.metric.sentence} Values of {first} (rows) and {second} (columns) of {grid.method} on "
+        f"{grid.pair}{unit}: {spread}, over {over}, {n}. {choose} Bold: the {grid.metric.best} mean among those with "
+        f"all n. {grid.budget}"
     )
 
 
 def _record(grid: Grid, first: str, second: str, place: tuple[str, str], cell: stats.Cell) -> dict[str, object]:
-    head = {"pair": grid.pair, "method": grid.method, "metric": grid.by}
+    head = {"pair": grid.pair, "method": grid.method, "metric": grid.metric.column}
     where = {"first": first, "first_value": place[0], "second": second, "second_value": place[1]}
     return {**head, **where, **cell.summary._asdict(), "not_counted": cell.lacks}

@@ -1,25 +1,23 @@
-"""Which classes a method recognises better, and which worse, than the student alone and than KD."""
+"""Which classes a method recognises better, and which worse, than its baselines."""
 
 from __future__ import annotations
 
-import io
+import math
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from otkd.core.records import SweepInfo
-from otkd.report import stats
-from otkd.report.files import NONE, Files
-from otkd.report.frame import baselines, pairs, students, variants
+from otkd.report import choice, stats
+from otkd.report.files import NONE, PER_CLASS, ClassCount, Files, by_label, texts
+from otkd.report.frame import pairs, students, variants
 from otkd.report.inference import DIGITS
 from otkd.report.table import Table, slug
 
 TITLE = "Accuracy by class"
 ORDER = 46
 
-FILE = "per-class.csv"
-"""A trial's classes by label: name, test images, and how many of these the last weights recognise."""
 MOST = 5
 """Gains of a method that are shown, and losses."""
 SHARE = 3
@@ -37,14 +35,12 @@ class ByClass(NamedTuple):
 
 def table(frame: pd.DataFrame, info: SweepInfo, files: Files = NONE) -> list[Table]:
     """A table per pair and baseline; none without a baseline, or where its trials have no figures by class."""
-    student, kd = baselines(frame)
-    others = [name for name in variants(frame) if name not in (student, kd)]
-    methods = [*([kd] if kd else []), *others]
-    against = {base: names for base, names in ((student, methods), (kd, others)) if base}
     made = []
-    for pair in pairs(frame) if against else []:
-        found = by_class(frame, pair, files)
-        for base, names in against.items():
+    for pair in pairs(frame):
+        known = list(dict.fromkeys(choice.against(frame, pair).values()))
+        found = by_class(frame, pair, files) if known else {}
+        for place, base in enumerate(known):
+            names = [name for name in variants(frame) if name not in known[: place + 1]]
             parts = {name: differences(found[name], found[base]) for name in names if {name, base} <= found.keys()}
             parts = {name: part for name, part in parts.items() if part["n"].any()}
             lacking = [name for name in names if name not in parts]
@@ -57,18 +53,19 @@ def by_class(frame: pd.DataFrame, pair: str, files: Files) -> dict[str, ByClass]
     rows = students(frame)
     rows = rows[(rows["pair"] == pair) & (rows["status"] == "finished")]
     found: dict[str, ByClass] = {}
-    for key, name, seed in rows[["key", "variant", "seed"]].itertuples(index=False):
-        text = files.text(key, FILE)
-        if text is not None:
-            read = _read(text)
-            found.setdefault(name, ByClass(read[["class", "images"]], {})).top1[seed] = read["top1"]
+    for name, seed, text in zip(rows["variant"], rows["seed"], texts(files, rows["key"], PER_CLASS), strict=True):
+        counts = by_label(text)
+        if counts:
+            found.setdefault(name, ByClass(_classes(counts), {})).top1[seed] = _top1(counts)
     return found
 
 
-def _read(text: str) -> pd.DataFrame:
-    read = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)  # a class may be called "null"
-    images, right = read["images"].astype(int), read["right"].astype(int)
-    return pd.DataFrame({"class": read["class"], "images": images, "top1": 100 * right / images.where(images > 0)})
+def _classes(counts: list[ClassCount]) -> pd.DataFrame:
+    return pd.DataFrame({"class": [one.name for one in counts], "images": [one.images for one in counts]})
+
+
+def _top1(counts: list[ClassCount]) -> pd.Series:
+    return pd.Series([100 * one.right / one.images if one.images else math.nan for one in counts])
 
 
 def differences(method: ByClass, base: ByClass) -> pd.DataFrame:
@@ -111,6 +108,7 @@ def _table(frame: pd.DataFrame, pair: str, base: str, parts: dict[str, pd.DataFr
     name = f"per-class-to-{slug(base)}" + (f"-{slug(pair)}" if len(pairs(frame)) > 1 else "")
     alike = [name for name in parts if name not in set(shown["method"])]
     caption = _caption(base, data, {"nothing to compare": lacking, "every class alike": alike})
+    caption += choice.first_listed(frame, [base])
     return Table(name, f"By class, to {base}, {pair}", caption, rows, data)
 
 

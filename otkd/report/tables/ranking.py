@@ -27,7 +27,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
 
 def _table(frame: pd.DataFrame, pair: str) -> Table:
     data, metric = _ranked(frame, pair), choice.metric(frame)
-    base = cost.reference(frame)
+    base = cost.reference(frame, pair)
     summaries = [stats.Summary(*row) for row in data[["mean", "std", "n"]].itertuples(index=False)]
     expected, n = stats.header_n(summaries)
     text = {
@@ -41,7 +41,7 @@ def _table(frame: pd.DataFrame, pair: str) -> Table:
         text[f"× {base}"] = [stats.number(ratio, 2) for ratio in data["overhead"]]
     rows = pd.DataFrame(text, index=pd.Index(data["method"], name="method", dtype=object), dtype=object)
     name = "ranking" if len(pairs(frame)) == 1 else f"ranking-{slug(pair)}"
-    return Table(name, f"{TITLE}, {pair}", _caption(frame), rows, data)
+    return Table(name, f"{TITLE}, {pair}", _caption(frame, pair), rows, data)
 
 
 def _what(frame: pd.DataFrame) -> str:
@@ -59,7 +59,7 @@ def _ranked(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
 
     A mean over fewer seeds than others have gets none by accuracy, and comes last: those left may be the lucky ones.
     """
-    base = cost.reference(frame)
+    base = cost.reference(frame, pair)
     costs, records = cost.costs(frame, pair), []
     for line in accuracy.lines(frame, pair):
         found = line.cell.summary
@@ -85,8 +85,8 @@ def _apart(frame: pd.DataFrame, pair: str, data: pd.DataFrame) -> list[str]:
     return words + [""] * (len(data) - len(words))
 
 
-def _caption(frame: pd.DataFrame) -> str:
-    floor = baselines(frame).student
+def _caption(frame: pd.DataFrame, pair: str) -> str:
+    floor = baselines(frame[frame["pair"] == pair]).student
     below = f" What ranks below {floor}, the floor, brought nothing at its weight and this budget." if floor else ""
     return (
         f"Methods by mean {choice.metric(frame).by}, ± sample standard deviation over n seeds; "

@@ -51,3 +51,12 @@ for (const group of document.querySelectorAll(".spots")) {
     next?.focus();
   });
 }
+// What goes on beyond its frame says so below, and fades at the side where there is more of it.
+for (const box of document.querySelectorAll(".scroll, .paper")) {
+  const look = () => {
+    box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1);
+    box.classList.toggle("more", box.scrollWidth > box.clientWidth + box.scrollLeft + 1);
+  };
+  box.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(box);
+}
