@@ -31,7 +31,7 @@ def pictures(sweep: Sweep, row: pd.Series) -> dict[str, dict[str, Picture]]:
         return {}
     found: dict[str, dict[str, Picture]] = {}
     for epoch, made in [*((str(one.epoch), one.pictures) for one in kept.earlier), ("last", kept.pictures)]:
-        for name, picture in made.items():
+        for name, picture in ((name, one) for name, one in made.items() if one.matrix and one.matrix[0]):
             found.setdefault(name, {})[epoch] = picture
     return found
 

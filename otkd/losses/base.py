@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A matrix to be looked at when training has ended: rows are the student's, columns the teacher's."""
+    """A matrix to be looked at: rows are the student's, columns the teacher's."""
 
     matrix_NM: Tensor
     classes_N: Tensor | None

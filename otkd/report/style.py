@@ -149,4 +149,4 @@ def _broken(axes: Axes, text: str, points: float) -> str:
 
 def _look(index: int) -> Look:
     turn = index // len(OKABE_ITO)
-    return Look(OKABE_ITO[index % len(OKABE_ITO)], MARKERS[index % len(MARKERS)], LINES[turn % len(LINES)])
+    return Look(OKABE_ITO[index % len(OKABE_ITO)], MARKERS[(index + turn) % len(MARKERS)], LINES[turn % len(LINES)])

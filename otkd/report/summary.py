@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pandas as pd
 
+from otkd.core import names as metrics
 from otkd.report import choice, selection, stats
 from otkd.report.choice import Metric
 from otkd.report.frame import baselines, pairs, seeds, students
@@ -72,6 +73,8 @@ def convergence(frame: pd.DataFrame) -> list[str]:
 def weak_teacher(frame: pd.DataFrame, pair: str) -> list[str]:
     """One sentence where the teacher is no better than the student by itself."""
     metric, floor = choice.metric(frame), baselines(frame[frame["pair"] == pair]).student
+    if not metric.column.endswith((metrics.TEST_TOP1, metrics.TEST_TOP5)):
+        return []  # a better teacher may be worse calibrated, say
     top = teacher(frame, pair).summary
     alone = [line.cell.summary for line in lines(frame, pair) if line.variant == floor and line.cell.summary.n]
     if not top.n or not alone or metric.sign * top.mean > metric.sign * alone[0].mean:

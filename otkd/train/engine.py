@@ -430,10 +430,6 @@ class CohortTrainer:
         self, student: Student, teacher_s: float, data_s: float, system: Mapping[str, float]
     ) -> EpochRecord:
         student.settle()
-        position = student.position
-        if self.leads and position.stage == MAIN and position.epoch in looked_at(position.epochs):
-            pictures = self._pictures(student, digits=3)
-            student.moments += [Moment(epoch=position.epoch, pictures=pictures)] if pictures else []
         begin = time.perf_counter()
         val = self._evaluate(student, self.val) if self.val else {}
         eval_s = time.perf_counter() - begin
@@ -452,6 +448,10 @@ class CohortTrainer:
             names.PEAK_MIB: peak_mib(self.device),
             **system,
         }
+        position = student.position  # nothing may stop from here on: a checkpoint has the whole end of an epoch or none
+        if self.leads and position.stage == MAIN and position.epoch in looked_at(position.epochs):
+            pictures = self._pictures(student, digits=3)
+            student.moments += [Moment(epoch=position.epoch, pictures=pictures)] if pictures else []
         return student.end_epoch(metrics, val)
 
     def _evaluate(self, student: Student, batches: Batches, *looks: Look) -> dict[str, float]:
@@ -503,8 +503,8 @@ class CohortTrainer:
         if self.teacher is None:
             return {}
         images = min(student.trial.train.batch_size, SNAPSHOT_IMAGES)
-        batch = self.train.of_classes(SNAPSHOT_CLASSES, max(1, images // SNAPSHOT_CLASSES))
         try:
+            batch = self.train.of_classes(SNAPSHOT_CLASSES, max(1, images // SNAPSHOT_CLASSES))
             snapshots = student.snapshots(batch, self.teacher(batch.image))
             return {name: _picture(snapshot, digits) for name, snapshot in snapshots.items()}
         except Exception as error:  # a picture is no reason to lose a trained network

@@ -299,7 +299,7 @@ class Student:
             self.random = RandomStream(derive(self.trial.seed, purpose, self.running.steps), self.device)
         self.history = [EpochRecord.model_validate_json(text) for text in state["history"]]
         self.best = Best(*state["best"]) if state["best"] else None
-        self.moments = [Moment.model_validate_json(text) for text in state["moments"]]
+        self.moments = [Moment.model_validate_json(text) for text in state.get("moments", ())]
         self.started, self.prepare_s = state["started"], state["prepare_s"]
         return True
 

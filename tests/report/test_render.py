@@ -18,7 +18,7 @@ from otkd import cli
 from otkd.core import names, plugins
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
-from otkd.report import formats, frame, references, render, stats, style, summary
+from otkd.report import choice, formats, frame, references, render, stats, style, summary
 from otkd.report.table import Table
 from otkd.track import reader
 from otkd.track.bulk import Columns
@@ -356,6 +356,16 @@ def test_a_teacher_without_anything_to_teach_is_named(top1, said):
     assert not said or words in told[0]
 
 
+def test_a_teacher_that_is_worse_calibrated_may_have_much_to_teach():
+    sweep, ece = Sweep(), names.test("last", "ece")
+    sweep.teacher(PAIRS[0][1], 80.0)
+    sweep.rows[-1].metrics[ece] = 9.0
+    for seed in (0, 1):
+        sweep.student("student", 70.0, seed, **{ece: 5.0})
+    trials = choice.choose(frame.trials(sweep.record()), ece, None)
+    assert not any("no better than" in words for words in summary.sentences(trials))
+
+
 def test_a_stage_and_a_diverged_trial_count_as_not_converged():
     sweep = Sweep()
     sweep.student("ot", status="diverged", **{"hint/train/any term/converged": 0.5})
@@ -414,6 +424,11 @@ def test_a_method_has_one_colour_and_the_baseline_is_grey(record):
     looks = style.looks(frame.trials(record))
     assert looks["student"].colour == style.FLOOR
     assert len({look.colour for look in looks.values()}) == 4
+    many = Sweep()
+    for index in range(40):
+        many.student(f"m{index}", 70.0, terms=("ce", "x"))
+    shown = style.looks(frame.trials(many.record())).values()
+    assert len({(look.colour, look.marker) for look in shown}) == 40, "no two look alike where there are no lines"
 
 
 def test_figures_leave_no_global_state(record):

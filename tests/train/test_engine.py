@@ -20,6 +20,7 @@ from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
 from otkd.train.checkpoint import load_weights, save_weights
 from otkd.train.device import pick
+from otkd.train.pulse import Stopped
 from otkd.train.student import Student
 from otkd.train.teacher import Teacher
 
@@ -401,6 +402,25 @@ def test_plans_of_earlier_epochs_are_kept_and_change_nothing(environment, trial,
     )
     torch.testing.assert_close(first, alone, rtol=6e-3, atol=0)
     assert not torch.allclose(first, last, rtol=6e-3)
+
+    evaluate, asked = CohortTrainer._evaluate, []
+
+    def stopped_once(self, student, batches, *looks):
+        asked.append(1)
+        if len(asked) == 2:
+            raise Stopped
+        return evaluate(self, student, batches, *looks)
+
+    here = environment("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(CohortTrainer, "_evaluate", stopped_once)  # in the validation after the second epoch
+        trainer = CohortTrainer([made], Mailbox(), here)
+        while not trainer.stopped:
+            trainer.step()
+    fit([made], Mailbox(), here)
+    again = Pictures.model_validate_json(here.layout.trial(made.key).snapshots.read_text())
+    assert again == kept[4]
+
     monkeypatch.setattr(engine, "looked_at", lambda epochs: set())
     here = environment("without")
     fit([made], Mailbox(), here)
