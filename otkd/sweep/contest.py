@@ -143,8 +143,8 @@ class Contest:
         standing.ending = ending = _lasting(standing.earlier, ending, trained)
         self._busy.pop(id_, None)
         self._proposers[study].tell(number, ending)
-        if standing.earlier is not None and _same(standing.earlier, ending):
-            return
+        if status != "failed" and standing.earlier is not None and _same(standing.earlier, ending):
+            return  # as an earlier session has told; what fails again was begun again, with all of its seeds
         for trial in trials_of(standing.candidate) if status != "finished" else ():
             folder = self.layout.trial(trial.key)
             if not (folder.done or folder.failed.exists()):

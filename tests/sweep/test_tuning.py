@@ -373,6 +373,21 @@ def test_a_seed_that_ends_badly_ends_its_configuration_and_the_search_goes_on_to
     assert not is_left(plan, layout, held)
 
 
+def test_what_fails_again_as_before_ends_its_other_seeds_again(planned, layout):
+    """They were begun again: without a word their runs would end as interrupted."""
+    plan = only_kd(planned({**RANDOM, "samples": 1}))
+    for _ in range(2):
+        ear = Ear()
+        contest = Contest(plan, layout, ear)
+        candidate = contest.next()
+        bad, other = trials_of(candidate)
+        contest.judge(id_of(candidate), Report(1, 10.0, 10.0, 0.1))
+        write_result(layout, bad, 0.0, status="failed")
+        contest.end(id_of(candidate), "failed", "", {})
+        assert [(result.key, result.status) for result in ear.results] == [(other.key, "pruned")]
+        layout.trial(bad.key).failed.unlink()  # otkd sweep --retry-failed
+
+
 class FakeTrial:
     def __init__(self, name, study):
         self.trial_id, self.config, self.status = name, {"study": study, "id": name}, "RUNNING"
