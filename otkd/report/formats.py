@@ -32,6 +32,7 @@ WORDS = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
+        "‖": r"$\|$",
         "—": "---",
         "–": "--",
         "…": r"\ldots{}",
@@ -80,6 +81,8 @@ SIUNITX = (
     "table-align-uncertainty = false}",
 )
 """How numbers are set, within their table, in words that versions 2 and 3 of siunitx both know."""
+NO_WIDER = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""A table that is wider than the text is scaled down to it; any other stays as it is."""
 
 FIGURE_STARTS = frozenset("0123456789+−—[<")
 
@@ -118,7 +121,7 @@ class Format(NamedTuple):
 
 
 def latex(table: Table, dataset: str = "") -> str:
-    """A `table` environment with booktabs rules; columns of numbers are aligned at their points by siunitx.
+    """A `table` environment with booktabs rules, no wider than the text; siunitx aligns numbers at their points.
 
     Args:
         dataset: for the caption, which is to say it wherever the table is copied to; empty for none.
@@ -140,15 +143,17 @@ def latex(table: Table, dataset: str = "") -> str:
     ]
     return "\n".join(
         [
-            "% needs \\usepackage{booktabs} and \\usepackage{siunitx} (version 2 or 3)",
+            "% needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{siunitx} (version 2 or 3)",
             r"\begin{table}",
             r"\centering",
             *SIUNITX,
             rf"\caption{{{tex(title)}. {tex(table.caption)}}}",
             rf"\label{{tab:{table.name}}}",
+            r"\smallskip",
+            NO_WIDER,
             rf"\begin{{tabular}}{{l{''.join(kinds)}}}",
             *(r"\toprule", *header, r"\midrule", *body, r"\bottomrule"),
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from figure_sweeps import HOSTILE, hostile
 from report_sweeps import full_sweep, histories
 
 from otkd.report import formats, frame, render
+from otkd.report import tables as tables_package
 from otkd.report.table import Table
 
 
@@ -65,7 +67,7 @@ def test_the_best_cells_stay_bold_and_aligned():
     assert r"row0 & \best 71.20 \pm 0.30 & x \\" in text
     assert r"row1 & 70.10 \pm 0.20 & \textbf{y} \\" in text
     assert r"\protected\def\best{\bfseries}" in text
-    assert text.startswith("% needs \\usepackage{booktabs} and \\usepackage{siunitx}")
+    assert text.startswith("% needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{siunitx}")
 
 
 def test_letters_that_pdflatex_does_not_know():
@@ -92,13 +94,21 @@ def pdflatex() -> str:
 def test_every_table_compiles(pdflatex, tmp_path_factory, tables, version):
     folder = tmp_path_factory.mktemp("tex")
     inputs = "\n".join(rf"\input{{{path.as_posix()}}}\clearpage" for path in tables)
-    packages = rf"\usepackage{{booktabs}}\usepackage{{siunitx}}{version}"
+    packages = rf"\usepackage{{booktabs}}\usepackage{{graphicx}}\usepackage{{siunitx}}{version}"
     (folder / "all.tex").write_text(rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}")
     command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
     made = subprocess.run(command, cwd=folder, capture_output=True, timeout=300, check=False, env=dict(os.environ))
     said = made.stdout.decode(errors="replace")
     assert made.returncode == 0, "\n".join(re.findall(r"^!.*(?:\n.*){3}", said, re.MULTILINE))
     assert f"({len(tables)} pages" in said
+    assert not re.findall(r"^Overfull .hbox.*", said, re.MULTILINE)
+
+
+def test_our_own_words_have_no_letter_that_pdflatex_does_not_know():
+    sources = [path.read_text() for path in Path(tables_package.__file__).parent.glob("*.py")]
+    letters = sorted({letter for text in sources for letter in text if not letter.isascii()})
+    assert letters
+    assert [letter for letter in letters if "U+" in formats.tex(letter)] == []
 
 
 @pytest.fixture(scope="module")
