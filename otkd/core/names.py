@@ -18,6 +18,8 @@ OWN_S, TEACHER_S, DATA_S, EVAL_S = "time/own_s", "time/teacher_s", "time/data_s"
 IMAGES_PER_S = "time/images_per_s"
 PEAK_MIB = "memory/peak_mib"
 """Peak memory in MiB: of the worker process so far (CPU), of the device's allocator for the cohort (CUDA)."""
+EPOCH_J = "energy/epoch_j"
+"""Joules of the device in `EPOCH_S`, at its mean power while the cohort trained; absent where it does not tell."""
 
 SYSTEM = "system/"
 """Prefix of what the machine is doing meanwhile (`otkd.train.system`); MLflow shows it on a page of its own."""
@@ -49,6 +51,8 @@ PARAMS, MADDS, BYTES, LATENCY_MS = "model/params", "model/madds", "model/bytes",
 WALL_S = "time/wall_s"
 PREPARE_S = "time/prepare_s"
 """Seconds of what the terms learn from the teacher before the first epoch, the teacher's pass included. In `WALL_S`."""
+TRIAL_J = "energy/trial_j"
+"""Joules of the device in all epochs; absent where it did not tell them of each."""
 TEACHER = "teacher/"
 """Prefix of the teacher's figures in a student's record, e.g. `teacher/test/last/top1`, `teacher/model/params`."""
 

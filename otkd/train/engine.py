@@ -36,6 +36,7 @@ from otkd.train.confidence import Confidence
 from otkd.train.confusion import Counts
 from otkd.train.device import Stopwatch, autocast_dtype, keep_freed_memory, peak_mib, pick
 from otkd.train.distributed import Group, GroupError
+from otkd.train.energy import Meter, counters
 from otkd.train.evaluate import EVAL_BATCH, Look, evaluate
 from otkd.train.measure import compression
 from otkd.train.provenance import provenance
@@ -49,6 +50,8 @@ log = logging.getLogger("otkd")
 
 SAVING = 0.05
 """The most of the time that may go into checkpoints, while epochs are long."""
+NOTHING = (0.0,) * 4
+"""What members share in an epoch that is not under way; see `CohortTrainer._shared`."""
 SNAPSHOT_CLASSES = 8
 """How many classes the images for snapshots are of, so that several are of one class."""
 SNAPSHOT_IMAGES = 128
@@ -139,6 +142,7 @@ class CohortTrainer:
         self._smaller: list[tuple[Trial, int]] = []
         """Trials that need smaller parts of a batch, and how many."""
         self._teacher_clock, self._data_clock = Stopwatch(self.device), Stopwatch(self.device)
+        self._meter = Meter(counters(self.device) if self.group.world == 1 else [])
         self.pulse = Pulse(
             self.group, self.layout.stop if environment.heed_stop else None, partial(self._signs, trials)
         )
@@ -193,11 +197,11 @@ class CohortTrainer:
         tick, begun = min(student.place for student in self.students)
         members = [student for student in self.students if student.place == (tick, begun)]
         self._train_epoch(tick, begun, members)
-        shared = self._shared_s()
+        shared = self._shared()
         system = self._monitor.read()
         for student in self._alive(members):
             with self._contained(student):
-                records.append(self._close_epoch(student, *shared, system))
+                records.append(self._close_epoch(student, shared, system))
                 self._under_way.remove(student)
                 self.sink.epoch(records[-1])
         self._under_way = []
@@ -214,10 +218,10 @@ class CohortTrainer:
         if not self.leads:
             return
         begin = time.monotonic()
-        shared = self._shared_s()
+        shared = self._shared()
         for student in self.students:
             if not student.problem:  # a diverged one is about to end
-                student.save(shared if student in self._under_way else (0.0, 0.0))
+                student.save(shared if student in self._under_way else NOTHING)
                 self.environment.mirror.keep(student.folder)
         self._saved = time.monotonic()
         self._save_s = self._saved - begin
@@ -246,15 +250,15 @@ class CohortTrainer:
 
     def _trained_s(self, student: Student) -> float:
         """Seconds that a member has trained so far, had it trained alone."""
-        shared = self._shared_s() if student in self._under_way else (0.0, 0.0)
+        shared = self._shared() if student in self._under_way else NOTHING
         spent = (student.clock.total(), *shared)
-        own_s, teacher_s, data_s = (sum(pair) for pair in zip(student.running.seconds, spent, strict=True))
+        own_s, teacher_s, data_s, *_ = (sum(pair) for pair in zip(student.running.spent, spent, strict=True))
         epochs_s = sum(record.metrics[names.EPOCH_S] for record in student.history)
         return student.prepare_s + epochs_s + own_s + data_s + (teacher_s if student.needs_teacher else 0.0)
 
-    def _shared_s(self) -> tuple[float, float]:
-        """Seconds of the teacher and of the data in the epoch under way."""
-        return self._teacher_clock.total(), self._data_clock.total()
+    def _shared(self) -> tuple[float, ...]:
+        """Seconds of the teacher and of the data in the epoch under way; joules, and the seconds of these."""
+        return self._teacher_clock.total(), self._data_clock.total(), *self._meter.used()
 
     def _signs(self, trials: Sequence[Trial]) -> list[Path]:
         """What shows that those trials make progress which have not ended."""
@@ -369,6 +373,7 @@ class CohortTrainer:
         self._under_way = list(members)
         self._teacher_clock.read()
         self._data_clock.read()
+        self._meter.begin()
         steps = len(self.train)
         batches = iter(self.train.epoch(tick, start=begun))
         while True:
@@ -426,16 +431,14 @@ class CohortTrainer:
     def _alive(self, members: list[Student]) -> list[Student]:
         return [student for student in members if not student.problem and student in self.students]
 
-    def _close_epoch(
-        self, student: Student, teacher_s: float, data_s: float, system: Mapping[str, float]
-    ) -> EpochRecord:
+    def _close_epoch(self, student: Student, shared: tuple[float, ...], system: Mapping[str, float]) -> EpochRecord:
         student.settle()
         begin = time.perf_counter()
         val = self._evaluate(student, self.val) if self.val else {}
         eval_s = time.perf_counter() - begin
-        own_s, teacher_s, data_s = (
-            before + since
-            for before, since in zip(student.running.seconds, (student.clock.read(), teacher_s, data_s), strict=True)
+        spent = (student.clock.read(), *shared)
+        own_s, teacher_s, data_s, joules, metered_s = (
+            before + since for before, since in zip(student.running.spent, spent, strict=True)
         )
         epoch_s = own_s + data_s + (teacher_s if student.needs_teacher else 0.0)
         metrics = {
@@ -446,6 +449,7 @@ class CohortTrainer:
             names.EPOCH_S: epoch_s,
             names.IMAGES_PER_S: len(self.splits.train.labels) / epoch_s,
             names.PEAK_MIB: peak_mib(self.device),
+            **({names.EPOCH_J: joules * epoch_s / metered_s} if joules > 0 else {}),
             **system,
         }
         position = student.position  # nothing may stop from here on: a checkpoint has the whole end of an epoch or none
@@ -490,6 +494,8 @@ class CohortTrainer:
         figures |= compression(student.deployed, self.splits.card) if self.leads else {}
         figures[names.PREPARE_S] = student.prepare_s
         figures[names.WALL_S] = student.prepare_s + sum(record.metrics[names.EPOCH_S] for record in student.history)
+        joules = sum(record.metrics.get(names.EPOCH_J, math.nan) for record in student.history)
+        figures[names.TRIAL_J] = joules or math.nan
         return figures | (self.teacher.metrics if self.teacher else {})
 
     def _keep_snapshots(self, student: Student) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,9 @@ class Running:
     def __init__(self, device: torch.device) -> None:
         self.steps = 0
         self.images = 0
-        self.seconds = (0.0, 0.0, 0.0)
-        """Of the student, the teacher and the data, before training was interrupted."""
+        self.spent: tuple[float, ...] = (0.0,) * 5
+        """Before training was interrupted: seconds of the student, the teacher and the data; joules of the device, and
+        the seconds in which it used them."""
         self.unsound = torch.zeros((), dtype=torch.bool, device=device)
         """Whether a loss was not finite."""
         self._device = device
@@ -42,23 +44,24 @@ class Running:
             means[name] = means.get(name, 0.0) + total / self.images
         return means
 
-    def state(self, seconds: tuple[float, float, float]) -> dict[str, Any]:
+    def state(self, spent: tuple[float, ...]) -> dict[str, Any]:
         """For a checkpoint.
 
         Args:
-            seconds: of the student, the teacher and the data since training began or went on.
+            spent: since training began or went on.
         """
         return {
             "steps": self.steps,
             "images": self.images,
-            "seconds": tuple(before + since for before, since in zip(self.seconds, seconds, strict=True)),
+            "seconds": tuple(before + since for before, since in zip(self.spent, spent, strict=True)),
             "unsound": self.unsound,
             "sums": list(self._sums.items()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.steps, self.images, self.seconds = state["steps"], state["images"], tuple(state["seconds"])
+        self.steps, self.images = state["steps"], state["images"]
+        self.spent = (*state["seconds"], math.nan, math.nan)[:5]  # older checkpoints have no energy
         self.unsound = state["unsound"].to(self._device)
         self._sums = {tuple(names): sums.to(self._device) for names, sums in state["sums"]}
 

@@ -256,11 +256,11 @@ class Student:
         """A copy of the network's state dict on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.deployed.state_dict().items()}
 
-    def save(self, shared: tuple[float, float] = (0.0, 0.0)) -> None:
+    def save(self, shared: tuple[float, ...]) -> None:
         """Write a checkpoint from which training goes on exactly as if it had not stopped.
 
         Args:
-            shared: seconds of teacher and data in the epoch under way.
+            shared: seconds of teacher and data in the epoch under way, joules, and the seconds of these.
         """
         state = {
             "tick": self.tick,

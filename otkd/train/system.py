@@ -31,7 +31,7 @@ class SystemMonitor:
 
     def __init__(self, device: torch.device) -> None:
         self._process = psutil.Process()
-        self._gpu = _handle(device) if device.type == "cuda" else None
+        self._gpu = gpu_handle(device) if device.type == "cuda" else None
         self._seen = 0
         """Time of the newest sample of the GPU that was read, in microseconds of its driver."""
         self.read()  # rates are since the last reading
@@ -76,7 +76,7 @@ class SystemMonitor:
         return sum(sample.sampleValue.uiVal for sample in samples) / len(samples)
 
 
-def _handle(device: torch.device) -> Any:
+def gpu_handle(device: torch.device) -> Any:
     """NVIDIA's handle of a device of torch's, or None where there is none to be had."""
     try:
         pynvml.nvmlInit()

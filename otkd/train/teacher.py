@@ -52,8 +52,8 @@ class Teacher:
         result = TrialResult.model_validate_json(folder.result.read_text(encoding="utf-8"))
         if result.status != "finished":
             raise CheckpointError(f"{who} {result.status}: {result.reason}")
-        times = (names.WALL_S, names.PREPARE_S)
-        self.metrics = {names.TEACHER + name: value for name, value in result.metrics.items() if name not in times}
+        costs = (names.WALL_S, names.PREPARE_S, names.TRIAL_J)
+        self.metrics = {names.TEACHER + name: value for name, value in result.metrics.items() if name not in costs}
         card = splits.card
         self.model = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed)
         self.model.load_state_dict(load_weights(folder.last))

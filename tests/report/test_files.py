@@ -156,6 +156,21 @@ def test_cost_has_hours_of_the_trials_that_finished():
     assert "GPU-hours" not in table.caption
 
 
+def test_cost_has_the_energy_of_the_trials_that_finished_and_have_it():
+    sweep = small()
+    for row, joules in zip(sweep.rows[1:], (7_200.0, None, 18_000.0, 900.0), strict=True):
+        row.metrics.update({} if joules is None else {names.TRIAL_J: joules})
+    (table,) = cost.table(frame.trials(sweep.record()), sweep.record().info)
+    energy = table.flat()["wrn_16_2 ← wrn_40_2, Wh / trial"]
+    assert energy.to_dict() == {"student": "2.00 (n = 1)", "ot": "5.00"}
+    assert table.data["trial_wh"].tolist() == [2.0, 5.0]
+    assert "of neither the rest of the machine nor other devices" in table.caption
+    (bare,) = cost.table(frame.trials(small().record()), small().record().info)
+    assert not [column for column in bare.flat() if "Wh" in column]
+    assert "trial_wh" not in bare.data
+    assert "Wh" not in bare.caption
+
+
 def test_compression_has_the_throughput_of_both_networks():
     sweep = small()
     sweep.rows[0].metrics[names.IMAGES_PER_S] = 2000.0

@@ -9,7 +9,7 @@ from otkd.losses.base import LossOutput
 from otkd.sweep.runner import Mailbox
 from otkd.train import CohortTrainer, engine, fit
 
-CLOCKS = ("time/", "memory/", names.SYSTEM, names.LATENCY_MS)
+CLOCKS = ("time/", "memory/", "energy/", names.SYSTEM, names.LATENCY_MS)
 
 
 def numbers(result):
@@ -77,7 +77,7 @@ def test_interrupted_in_the_middle_of_an_epoch_gives_the_same_bits(environment, 
     monkeypatch.setattr(CohortTrainer, "_train_batch", train)
     trainer = CohortTrainer(cohort, Mailbox(), here)
     assert {student.place for student in trainer.students} == {(1 + batches // 4, batches % 4)}
-    assert all((student.running.seconds[0] > 0) == (batches % 4 > 0) for student in trainer.students)
+    assert all((student.running.spent[0] > 0) == (batches % 4 > 0) for student in trainer.students)
     for trial, result, again in zip(cohort, results, fit(cohort, Mailbox(), here), strict=True):
         assert numbers(again) == numbers(result)
         assert same_weights(weights(here, trial), weights(whole, trial))

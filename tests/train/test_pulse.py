@@ -73,7 +73,7 @@ def kept(environment, trial):
 
 def assert_same(here, there, trials, results, expected):
     """Weights and figures, but for the times."""
-    timed = ("time/", "memory/", "system/", names.LATENCY_MS)
+    timed = ("time/", "memory/", "energy/", "system/", names.LATENCY_MS)
     for trial, one, two in zip(trials, results, expected, strict=True):
         assert (one.status, two.status) == ("finished", "finished"), (one.reason, two.reason)
         for mine, theirs in zip((one, *one.epochs), (two, *two.epochs), strict=True):
@@ -130,10 +130,10 @@ def test_times_go_on_where_a_stop_in_the_evaluation_left_them(environment, trial
     """The first of two is through with its epoch, the second is being evaluated."""
     here, trials = environment(heed_stop=True), [trial("kd"), trial("at")]
     asked_at(here, engine, "evaluate", 2)
-    monkeypatch.setattr(CohortTrainer, "_shared_s", lambda self: (3.0, 5.0))
+    monkeypatch.setattr(CohortTrainer, "_shared", lambda self: (3.0, 5.0, 0.0, 0.0))
     assert fit(trials, Mailbox(), here) == []
     here.layout.stop.unlink()
-    monkeypatch.setattr(CohortTrainer, "_shared_s", lambda self: (0.0, 0.0))
+    monkeypatch.setattr(CohortTrainer, "_shared", lambda self: engine.NOTHING)
     for result in fit(trials, Mailbox(), here):
         first, second = (record.metrics for record in result.epochs[:2])
         assert (first[names.TEACHER_S], first[names.DATA_S]) == (3.0, 5.0)

@@ -57,7 +57,7 @@ def driver(monkeypatch):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return SimpleNamespace(used=2_000_000_000, total=8_000_000_000)
 
-    monkeypatch.setattr(system, "_handle", lambda device: "handle")
+    monkeypatch.setattr(system, "gpu_handle", lambda device: "handle")
     monkeypatch.setattr(pynvml, "nvmlDeviceGetSamples", get_samples)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", lambda handle: SimpleNamespace(gpu=7))

@@ -174,7 +174,7 @@ def test_resumed_equals_uninterrupted(trained: Any, pair: str, term: str) -> Non
             (record.stage, record.epoch, name): value
             for record in result.epochs
             for name, value in record.metrics.items()
-            if not name.startswith(("time/", "throughput/", "memory/", "system/"))
+            if not name.startswith(("time/", "throughput/", "memory/", "energy/", "system/"))
         }
         | {name: value for name, value in result.metrics.items() if name.startswith("test/")}
         for result in (seen.result, seen.resumed)

@@ -1,4 +1,4 @@
-"""What training with each method costs: time, overhead against KD, memory."""
+"""What training with each method costs: time, overhead against KD, memory, energy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ TITLE = "Cost of training"
 ORDER = 30
 
 FIGURES = {names.IMAGES_PER_S: ("images / s", 0), names.PEAK_MIB: ("peak memory, MiB", 0)}
+WHOLE = {names.WALL_S: ("h / trial", "trial_h"), names.TRIAL_J: ("Wh / trial", "trial_wh")}
+"""Of a whole trial, in seconds and joules: both become hours."""
 
 MEMORY = (
     "Peak memory is, on a CPU, the worker process's peak so far: it never falls, and workers are used again, so trials "
@@ -30,6 +32,14 @@ HOURS = (
     "without measuring and saving. They are no GPU-hours: which share of a device a trial had is not on record."
 )
 """What the column of hours measures."""
+ENERGY = (
+    "Wh / trial: the mean energy of a finished trial's epochs as if it had trained alone: their seconds times the mean "
+    "power that the device's own counter showed while the cohort trained them. It is that of the GPU, or of all "
+    "packages of the CPU, alone: of neither the rest of the machine nor other devices; what else ran on the device at "
+    "the time counts in it, and what the terms learn before the first epoch does not. Where fewer trials have it on "
+    "record than have a time, their n stands beside it."
+)
+"""What the column of energy measures."""
 
 
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
@@ -49,7 +59,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
         if base is not None:
             ratios = [ratio(cell, by_method[base]) for cell in cells]
             columns[pair, f"× {base}"] = [stats.DASH if math.isnan(ratio) else f"{ratio:.2f}×" for ratio in ratios]
-        columns |= _others(frame, pair) | _hours(frame, pair)
+        columns |= _others(frame, pair) | _whole(frame, pair, summaries)
     text = grouped(columns, variants(frame), "method")
     return [Table("cost", TITLE, _caption(frame), text, _data(frame), frozenset(bold))]
 
@@ -87,13 +97,18 @@ def _others(frame: pd.DataFrame, pair: str) -> dict[tuple[str, str], list[str]]:
     return columns
 
 
-def _hours(frame: pd.DataFrame, pair: str) -> dict[tuple[str, str], list[str]]:
-    """Hours of a whole trial; no column where none is on record."""
-    summaries = [_in_hours(cell) for cell in costs(frame, pair, names.WALL_S).values()]
-    if not any(summary.n for summary in summaries):
-        return {}
-    digits = _digits(summaries)
-    return {(pair, "h / trial"): [stats.number(summary.mean, digits) for summary in summaries]}
+def _whole(frame: pd.DataFrame, pair: str, seconds: list[stats.Summary]) -> dict[tuple[str, str], list[str]]:
+    """Hours and watt-hours of a whole trial, with n where it is another than that of `seconds`; columns on record."""
+    columns = {}
+    for column in filter(frame.__contains__, WHOLE):
+        summaries = [_in_hours(cell) for cell in costs(frame, pair, column).values()]
+        if any(summary.n for summary in summaries):
+            digits = _digits(summaries)
+            columns[pair, WHOLE[column][0]] = [
+                stats.number(own.mean, digits) + (f" (n = {own.n})" if 0 < own.n != timed.n else "")
+                for own, timed in zip(summaries, seconds, strict=True)
+            ]
+    return columns
 
 
 def _in_hours(cell: stats.Cell) -> stats.Summary:
@@ -114,11 +129,12 @@ def _caption(frame: pd.DataFrame) -> str:
     bases = list(dict.fromkeys(f"× {base}" for pair in pairs(frame) if (base := reference(frame, pair))))
     ratio = f" {' and '.join(bases)}: the ratio of mean times over the seeds that both finished." if bases else ""
     hours = f" {HOURS}" if students(frame)[names.WALL_S].notna().any() else ""
+    energy = f" {ENERGY}" if names.TRIAL_J in frame and students(frame)[names.TRIAL_J].notna().any() else ""
     return (
         "Seconds per epoch are the training time as if a trial had trained alone: its own steps and the whole of the "
         "teacher's forward passes and data that it shares with its cohort; the median over epochs (without the first, "
         "in which code is loaded and compiled, where there are others), then mean ± sample standard deviation over n "
-        f"seeds.{ratio} {MEMORY}{hours} Trials that ran side by side slow each other. "
+        f"seeds.{ratio} {MEMORY}{hours}{energy} Trials that ran side by side slow each other. "
         f"{where}{several} Bold: lowest mean.{choice.first_listed(frame, [base])}"
     )
 
@@ -127,13 +143,12 @@ def _data(frame: pd.DataFrame) -> pd.DataFrame:
     records = []
     for pair in pairs(frame):
         base = reference(frame, pair)
-        seconds, rates, memory, hours = (
-            costs(frame, pair, column) for column in (names.EPOCH_S, *FIGURES, names.WALL_S)
-        )
+        seconds, rates, memory = (costs(frame, pair, column) for column in (names.EPOCH_S, *FIGURES))
+        whole = {WHOLE[column][1]: costs(frame, pair, column) for column in filter(frame.__contains__, WHOLE)}
         for name, cell in seconds.items():
             numbers = {f"epoch_s_{part}": value for part, value in cell.summary._asdict().items()}
             over = {"overhead": ratio(cell, seconds[base]), "overhead_against": base} if base else {}
             means = {"images_per_s": rates[name].summary.mean, "peak_mib": memory[name].summary.mean}
-            means["trial_h"] = _in_hours(hours[name]).mean
+            means |= {column: _in_hours(cells[name]).mean for column, cells in whole.items()}
             records.append({"pair": pair, "method": name, **numbers, **over, **means, "not_counted": cell.lacks})
     return pd.DataFrame(records)
