@@ -26,8 +26,8 @@ VIEWS = {
 }
 LOOK_S = 10
 """Seconds between two looks at whether the store has something new."""
-READ, ASKED = "sweep.read", "sweep.asked"
-"""Keys of the session: the sweep that was read last, and one that the address names and that is not there."""
+READ, ASKED, ASKED_VIEW = "sweep.read", "sweep.asked", "view.asked"
+"""Keys of the session: the sweep that was read last; what the address names and is not there, a sweep and a view."""
 
 
 def main() -> None:
@@ -78,10 +78,7 @@ def _nothing_asked() -> None:
 
 
 def _show(sweep: source.Sweep) -> None:
-    names = list(VIEWS)
-    if ask.KEPT + "view" not in st.session_state and st.query_params.get("view") in names:
-        ask.preset("view", st.query_params["view"])
-    view = ask.word("View", names, "view")
+    view = _view(list(VIEWS))
     here = {"sweep": sweep.info.name, "view": view}
     if st.query_params.to_dict() != here:
         st.query_params.from_dict(here)
@@ -92,6 +89,19 @@ def _show(sweep: source.Sweep) -> None:
     except OtkdError as error:
         text.notice(str(error), code=True)
     text.small(f"Read {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime(sweep.read))} from {sweep.layout.root}.")
+
+
+def _view(names: list[str]) -> str:
+    """The view that is chosen or that the address names; what is not there is said until another is chosen."""
+    asked = st.session_state.setdefault(ASKED_VIEW, st.query_params.get("view"))
+    if asked in names:
+        ask.preset("view", asked)
+    view = ask.word("View", names, "view")
+    if asked in names or view != names[0]:
+        st.session_state[ASKED_VIEW] = asked = None
+    if asked:
+        text.notice(f"The address asks for another: {unknown('view', asked, names)}")
+    return view
 
 
 def _watch(layout: Layout, stamp: str) -> None:

@@ -46,6 +46,7 @@ class Sweep:
         self.read = time.time()
         self._rests = self.read + REST * took
         self._record = record._replace(trials=())
+        self._states = {row.run_id: _state(row) for row in record.trials if row.run_id}
         self._made: dict[Hashable, list[Table]] = {}
 
     @property
@@ -115,8 +116,18 @@ class Sweep:
         return str(self._record.page(run_id))
 
     def file(self, row: pd.Series, path: str) -> str | None:
-        """A text file of a trial's run; None where there is none."""
-        return _file(str(self.layout.root), live.store(self.layout), row["run_id"], row["status"], path)
+        """A text file of a trial's run; None where there is none.
+
+        Raises:
+            TrackingError: the store does not answer, or the file cannot be read.
+        """
+        run_id = row["run_id"]
+        return _file(str(self.layout.root), live.store(self.layout), run_id, self._states.get(run_id, ""), path)
+
+
+def _state(row: Any) -> str:
+    """Another whenever a trial ends, goes on, or gets files that were missing."""
+    return f"{row.status} {row.ended} {row.tags.get(names.TAG_FILES, '')}"
 
 
 def sweeps(layout: Layout, stamp: str) -> list[str]:
@@ -149,5 +160,5 @@ def _read(root: str, store: str, name: str, stamp: str) -> Sweep:
 
 
 @st.cache_data(max_entries=300, show_spinner=False)
-def _file(root: str, store: str, run_id: str, status: str, path: str) -> str | None:
+def _file(root: str, store: str, run_id: str, state: str, path: str) -> str | None:
     return live.text(Layout(root), run_id, path)

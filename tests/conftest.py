@@ -17,4 +17,8 @@ def surroundings() -> Iterator[None]:
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
     before = {name: os.environ.get(name) for name in names}
     yield
-    assert {name: os.environ.get(name) for name in names} == before
+    after = {name: os.environ.get(name) for name in names}
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
+    assert after == before

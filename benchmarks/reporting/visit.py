@@ -19,7 +19,7 @@ def visit(view: str) -> float:
     """Seconds until a new session has all of a view.
 
     Raises:
-        RuntimeError: the page has failed, with what it said.
+        RuntimeError: the page has failed or lacks something, with what it said.
     """
     begin = time.perf_counter()
     from streamlit.testing.v1 import AppTest
@@ -30,6 +30,10 @@ def visit(view: str) -> float:
     seconds = time.perf_counter() - begin
     if page.exception:
         raise RuntimeError(f"the page failed:\n{page.exception[0].value}")
+    texts = [part.proto.body for part in page.get("html") if "<style>" not in part.proto.body]
+    whole = any(text.startswith('<p class="otkd otkd-small">Read ') for text in texts)
+    if not whole or any("otkd-notice" in text for text in texts) or view not in page.query_params["view"]:
+        raise RuntimeError("the page is not whole:\n" + "\n".join(texts))
     return seconds
 
 

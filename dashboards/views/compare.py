@@ -31,7 +31,7 @@ def show(sweep: Sweep) -> None:
     rows = sweep.students
     rows = rows[rows["pair"] == pair]
     methods = list(dict.fromkeys(rows["variant"]))
-    known = baselines(sweep.frame)
+    known = baselines(rows)
     base = next((name for name in (known.kd, known.student) if name in methods), methods[0])
     with second:
         left = ask.one("Method", methods, "compare.left", next((name for name in methods[::-1] if name != base), base))
@@ -78,7 +78,7 @@ def _figures(rows: pd.DataFrame, left: str, right: str, metric: Metric) -> None:
     text.say(verdict(found))
     if not found.summary.n:
         return
-    text.plain(_difference(found), "Difference")
+    text.plain(_difference(found, metric.digits), "Difference")
     first, second = stats.common(cells[left], cells[right])
     by_seed = pd.DataFrame({left: first, right: second, "difference": found.by_seed})
     shown_seeds = by_seed.map(stats.number).assign(difference=[stats.number(x, sign=True) for x in found.by_seed])
@@ -87,11 +87,11 @@ def _figures(rows: pd.DataFrame, left: str, right: str, metric: Metric) -> None:
         text.plain(shown_seeds, "Seed by seed")
 
 
-def _difference(found: inference.Difference) -> pd.DataFrame:
+def _difference(found: inference.Difference, digits: int) -> pd.DataFrame:
     row = {
-        f"Δ points, paired, n = {found.summary.n}": stats.show(found.summary, sign=True),
-        "95 %, t": _interval(found.interval),
-        "95 %, bootstrap": _interval(found.bootstrap),
+        f"Δ points, paired, n = {found.summary.n}": stats.show(found.summary, digits, sign=True),
+        "95 %, t": inference.brackets(found.interval, digits),
+        "95 %, bootstrap": inference.brackets(found.bootstrap, digits),
         "p, paired t": p_value(found.p_t),
         "p, Wilcoxon": p_value(found.p_wilcoxon),
         "effect d": stats.number(found.effect, 1, sign=True),
@@ -115,12 +115,6 @@ def verdict(found: inference.Difference) -> str:
         f"{size}; {word}, by the paired t-test at 5 %. The p-values are those of this one comparison: whoever tries "
         "many has to correct them, as the report does in its table of differences."
     )
-
-
-def _interval(bounds: inference.Interval) -> str:
-    if math.isnan(bounds.low):
-        return stats.DASH
-    return f"[{stats.number(bounds.low, sign=True)}, {stats.number(bounds.high, sign=True)}]"
 
 
 def _apart(colours: dict[str, str], left: str, right: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import typer
 
 from otkd.cli.data import app as data_app
 from otkd.cli.options import DataDir, Debug, Runs, console_for
-from otkd.cli.report import report, show_tables, show_written
+from otkd.cli.report import report, show_tables, show_unwritten, show_written
 from otkd.cli.streams import lasting
 from otkd.core.errors import ConfigError, OtkdError, Problem
 from otkd.core.layout import Layout
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from otkd.report.render import Report
     from otkd.sweep.gc import Waste
     from otkd.sweep.plan import Plan
+    from otkd.sweep.session import Session
     from otkd.train.export import Exported
 
 app = typer.Typer(
@@ -121,7 +122,6 @@ def sweep(
     made = _plan(sweep, profile, overrides, data_dir, layout)
     if local:
         _expect_local(made, str(sweep))
-    from otkd.report.render import write_report
     from otkd.sweep.displays import JsonLines, for_person
     from otkd.sweep.run import outcome
     from otkd.sweep.session import Options, Session
@@ -138,25 +138,19 @@ def sweep(
             session.train(Options(data_dir, local, address, device, storage))
             if session.stopped:
                 raise typer.Exit(INTERRUPTED)
-        elif not replayed and not outcome(made, layout).open and (there := _reported(layout, made.info.name)):
+        elif not replayed and not outcome(made, layout).open:
             count = len(session.whole.trials)
             if not quiet:
                 console.print(f"{made.info.name}: nothing to do, all {count} trials are done.", highlight=False)
-                show_tables(there.shown, made.info.name, console)
-            show_written(there, console)
-            return
+            if there := _reported(layout, made.info.name):
+                if not quiet:
+                    show_tables(there.shown, made.info.name, console)
+                show_written(there, console)
+                return
         session.flush()
-        if not quiet and _replaces_another(layout, made.info):
-            console.print(
-                f"This replaces the report of {made.info.name} with other settings; their command brings it back.",
-                highlight=False,
-            )
-        written = write_report(layout, made.info.name)
-        session.tracker.attach_report(written.folder, written.markdown)
-        if not quiet:
-            show_tables(written.shown, made.info.name, console)
-        show_written(written, console)
-    raise typer.Exit(show_outcome(made, layout, console))
+        is_written = _report(session, runs, quiet)
+    ended = show_outcome(made, layout, console)
+    raise typer.Exit(ended if is_written else 1)
 
 
 @app.command()
@@ -230,6 +224,8 @@ def export(
     from otkd.train.export import FORMS, export, find
 
     console = console_for()
+    if to.exists() and not to.is_dir():
+        raise OtkdError(f"--to: {to} is a file; name a folder.")
     trial, file = find(Layout(runs), key, best)
     console.print(f"writing {', '.join(forms or FORMS)} to {to}, and reading each back …", highlight=False)
     made = export(trial, load_weights(file), to, tuple(forms or ()), "-best" if best else "")
@@ -320,6 +316,35 @@ def _expect_local(plan: Plan, source: str) -> None:
         raise ConfigError(source, problems)
 
 
+def _report(session: Session, runs: Path, quiet: bool) -> bool:
+    """Write the report, show it, and keep it with the sweep. Where it cannot be written, what was trained stands.
+
+    Returns:
+        Whether there is one.
+
+    Raises:
+        TrackingError: the store does not take it.
+    """
+    from otkd.report.render import write_report
+
+    layout, info, console = session.layout, session.plan.info, session.console
+    if not quiet and _replaces_another(layout, info):
+        console.print(
+            f"This replaces the report of {info.name} with other settings; their command brings it back.",
+            highlight=False,
+        )
+    try:
+        written = write_report(layout, info.name)
+    except OtkdError as error:
+        show_unwritten(error, info.name, runs, console)
+        return False
+    session.tracker.attach_report(written.folder, written.markdown)
+    if not quiet:
+        show_tables(written.shown, info.name, console)
+    show_written(written, console)
+    return True
+
+
 def _reported(layout: Layout, name: str) -> Report | None:
     """The report that lies there, if it is what this command would write of what is on record now."""
     from otkd.report.render import there
@@ -331,7 +356,10 @@ def _reported(layout: Layout, name: str) -> Report | None:
 def _replaces_another(layout: Layout, info: SweepInfo) -> bool:
     """Whether the report that lies there is of a sweep of this name with other settings (--set, an edited file)."""
     page = layout.reports / info.name / "report.html"
-    return page.exists() and info.key not in page.read_text(encoding="utf-8")
+    try:
+        return info.key not in page.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def _expect_fitting(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -146,6 +147,16 @@ def show_written(written: Report, console: Console) -> None:
     console.print(f"report: {escape(str(place))}", highlight=False, soft_wrap=True)
     for problem in written.problems:
         console.print(f"[yellow]![/] the report lacks {escape(problem)}", highlight=False, soft_wrap=True)
+
+
+def show_unwritten(error: OtkdError, name: str, runs: Path, console: Console) -> None:
+    """Why a sweep that was trained has no report, and what makes one."""
+    from rich.markup import escape
+
+    folder = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+    ways = f"The same command again makes it and keeps it in MLflow; `otkd report {name}{folder}` makes it alone."
+    text = f"there is no report: {error} What was trained is kept. {ways}"
+    console.print(f"[red]![/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _with_browser(options: Options, named: bool, console: Console) -> Options:

@@ -153,6 +153,18 @@ def configure(group: str, name: str, options: Mapping[str, Any], path: str = "")
         raise ConfigError(group, problems_of(error, config, path)) from None
 
 
+LIST, MAPPING = "a list, as in [a, b]", "a mapping, as in {key: value}"
+KINDS = {
+    "tuple_type": LIST,
+    "list_type": LIST,
+    "too_short": "a list that is not empty",
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "model_attributes_type": MAPPING,
+}
+"""What pydantic's errors of type want, in words of a sweep file."""
+
+
 def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Problem]:
     """pydantic's errors as ours: path, what came, what is allowed, nearest match."""
     problems: list[Problem] = []
@@ -173,6 +185,10 @@ def problems_of(error: ValidationError, model: Any, path: str = "") -> list[Prob
             tag, allowed = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "")
             hint = did_you_mean(tag, allowed.split(", "))
             problems.append(Problem(f"{where}.name", f"there is no {tag!r}; there is {allowed}.{hint}"))
+        elif item["type"] in KINDS:
+            kind, allowed = KINDS[item["type"]], _fields_at(model, item["loc"]) if "model" in item["type"] else []
+            keys = f", with {', '.join(allowed)}" if allowed else ""
+            problems.append(Problem(where, f"has to be {kind}{keys}. Got {item['input']!r}."))
         else:
             problems.append(Problem(where, f"{_sentence(item['msg'])} Got {item['input']!r}."))
     return problems

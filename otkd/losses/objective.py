@@ -96,6 +96,13 @@ class Objective(nn.Module):
             model = term.deployed(model)
         return model
 
+    @property
+    def has_snapshots(self) -> bool:
+        """Whether any term keeps something of a batch."""
+        return any(
+            type(term).snapshot is not TermLoss.snapshot for term in cast(Iterable[TermLoss], self.terms.values())
+        )
+
     def snapshots(self, out_s: ModelOutput, out_t: ModelOutput, batch: Batch) -> dict[str, Snapshot]:
         """What the terms keep of one batch, by `<term>-<name>`."""
         return {

@@ -13,7 +13,7 @@ import pandas as pd
 
 from otkd.core import names
 from otkd.core.errors import OtkdError, did_you_mean
-from otkd.report.frame import baselines, students, variants
+from otkd.report.frame import baselines, pairs, students, variants
 
 METRIC, BASELINE = "metric", "baseline"
 """Keys of a frame's `attrs`."""
@@ -147,35 +147,49 @@ def metric(frame: pd.DataFrame) -> Metric:
     return METRICS[frame.attrs.get(METRIC, DEFAULT.column)]
 
 
-def against(frame: pd.DataFrame, pair: str | None = None) -> dict[str, str]:
+def against(frame: pd.DataFrame, pair: str) -> dict[str, str]:
     """Role → the method that others are held against: `student` and `kd` where there are any, or the one `chosen`.
 
-    Sweeps side by side may have other baselines on other pairs: with `pair`, those of that pair.
+    Those of one pair: sweeps side by side may have other baselines on other pairs.
     """
     chosen = frame.attrs.get(BASELINE)
     if chosen is not None:
         return {CHOSEN: chosen}
-    rows = frame if pair is None else frame[frame["pair"] == pair]
-    return {role: name for role, name in baselines(rows)._asdict().items() if name}
+    return {role: name for role, name in baselines(frame[frame["pair"] == pair])._asdict().items() if name}
 
 
-def floor(frame: pd.DataFrame) -> str | None:
-    """The one that figures and ablations are held against: the chosen baseline, or the student alone."""
-    known = against(frame)
+def floor(frame: pd.DataFrame, pair: str) -> str | None:
+    """The one that figures and ablations of a pair are held against: the chosen baseline, or the student alone."""
+    known = against(frame, pair)
     return known.get(CHOSEN) or known.get("student")
 
 
 def first_listed(frame: pd.DataFrame, bases: Iterable[str | None]) -> str:
-    """For captions, with a space before it: which of these baselines are the first of several with the same terms."""
+    """For captions, with a space before it: which of these baselines are the first of several with the same terms.
+
+    They are counted on the pairs where they are the baseline; where counts differ, each is said with its pairs.
+    """
     if frame.attrs.get(BASELINE) is not None:
         return ""
-    terms = students(frame).drop_duplicates("variant").set_index("variant")["terms"]
-    alike = {base: int((terms == terms[base]).sum()) for base in bases if base is not None}
+    wanted, found = set(bases), dict[str, dict[int, list[str]]]()
+    for pair, rows in students(frame).groupby("pair", sort=False):
+        terms = rows.drop_duplicates("variant").set_index("variant")["terms"]
+        for base in against(frame, str(pair)).values():
+            if base in wanted:
+                alike = int((terms == terms[base]).sum())
+                found.setdefault(base, {}).setdefault(alike, []).append(str(pair))
     return "".join(
-        f" The baseline {base} is the first listed of {count} methods and settings with its terms."
-        for base, count in alike.items()
+        f" The baseline {base} is the first listed of {count} methods and settings with its terms{where}."
+        for base, counts in found.items()
+        for count, places in counts.items()
         if count > 1
+        for where in [f" on {', '.join(places)}" if len(counts) > 1 else ""]
     )
+
+
+def every(frame: pd.DataFrame) -> list[str]:
+    """The baselines of all pairs."""
+    return list(dict.fromkeys(name for pair in pairs(frame) for name in against(frame, pair).values()))
 
 
 def choose(frame: pd.DataFrame, column: str, baseline: str | None) -> pd.DataFrame:

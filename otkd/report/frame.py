@@ -68,13 +68,19 @@ METRICS = (*EPOCH_METRICS, *TRIAL_METRICS, *(names.TEACHER + name for name in (*
 """Columns that every frame has; a metric beyond these (a term's, say) gets a column where some trial has it."""
 
 
-def steady(by_epoch: pd.Series) -> float:
+def steady(curves: pd.DataFrame) -> pd.Series:
     """The median, without the first epoch where there are others: in that one code is loaded and compiled."""
-    return float(by_epoch.iloc[min(1, len(by_epoch) - 1) :].median())
+    later, alone = curves.duplicated("key"), ~curves.duplicated("key", keep=False)
+    return curves[later | alone].groupby("key", observed=True)["value"].median()
 
 
-SPEEDS = {names.EPOCH_S: steady, names.IMAGES_PER_S: steady, names.PEAK_MIB: "max"}
-"""Per-epoch costs → how the epochs of a trial, in order, become its one figure."""
+def peak(curves: pd.DataFrame) -> pd.Series:
+    """The most of any epoch."""
+    return curves.groupby("key", observed=True)["value"].max()
+
+
+SPEEDS = {names.EPOCH_S: steady, names.IMAGES_PER_S: steady, names.PEAK_MIB: peak}
+"""Per-epoch costs → what makes of all trials' epochs (key, epoch, value; in order) each one's figure, by key."""
 
 
 class Baselines(NamedTuple):
@@ -257,9 +263,8 @@ def _with_speeds(frame: pd.DataFrame, history: pd.DataFrame | None) -> pd.DataFr
     if history is None or history.empty:
         return frame
     for name, rule in SPEEDS.items():
-        own = history[history["metric"] == name].sort_values("epoch")
-        per_trial = own.groupby("key")["value"].agg(rule)
-        frame = frame.assign(**{name: frame["key"].map(per_trial).fillna(frame[name]).astype(float)})
+        by_trial = rule(history[history["metric"] == name].sort_values("epoch"))
+        frame = frame.assign(**{name: frame["key"].map(by_trial).fillna(frame[name]).astype(float)})
     return frame
 
 

@@ -50,6 +50,10 @@ class Grid(NamedTuple):
         last = [path.split(".")[-1] for path in self.values]
         return {path: word if last.count(word) == 1 else path for path, word in zip(self.values, last, strict=True)}
 
+    def has(self, metric: Metric) -> bool:
+        """Whether some trial has finished with that figure."""
+        return bool(self.trials.loc[self.trials["status"] == "finished", metric.column].notna().any())
+
     def cells(self, first: str, second: str, metric: Metric) -> dict[tuple[str, str], stats.Cell]:
         """(value of `first`, value of `second`) → the trials of that combination; `first` runs fastest."""
         by_second = {other: self.trials[self.trials[second] == other] for other in self.values[second]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 
 AGAIN_S = 60
@@ -44,13 +43,14 @@ def stamp(layout: Layout) -> str:
 
 
 def text(layout: Layout, run_id: str, path: str) -> str | None:
-    """A text file among a run's artifacts; None where there is none, or the store cannot be asked."""
+    """A text file among a run's artifacts; None where there is none.
+
+    Raises:
+        TrackingError: the store does not answer, or the file cannot be read.
+    """
     from otkd.track import reader
 
-    try:
-        return reader.TrialFiles(layout, {run_id: (run_id, "")}).text(run_id, path)
-    except TrackingError:  # a page goes on without the file
-        return None
+    return reader.TrialFiles(layout, {run_id: (run_id, "")}).text(run_id, path)
 
 
 def needs_ui(layout: Layout) -> bool:

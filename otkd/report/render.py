@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +30,7 @@ from otkd.report import cache, formats, frame, pdf, side_by_side, stats, style, 
 from otkd.report.files import NONE, Files, call
 from otkd.report.options import WHOLE, Options
 from otkd.report.references import load as load_references
-from otkd.report.table import Table
+from otkd.report.table import Table, distinct
 
 if TYPE_CHECKING:
     from otkd.track.reader import SweepRecord
@@ -369,15 +370,10 @@ def compose(
 
 
 def _number(sections: list[Section]) -> None:
-    """Give tables names of their own where one would overwrite another's files: `search-ot-kd`, `search-ot-kd-2`."""
-    taken: set[str] = set()
+    """Give tables names of their own where one would overwrite another's files."""
+    named = iter(distinct(table for section in sections for table in section.tables))
     for section in sections:
-        for place, table in enumerate(section.tables):
-            name, number = table.name, 2
-            while name in taken:
-                name, number = f"{table.name}-{number}", number + 1
-            taken.add(name)
-            section.tables[place] = replace(table, name=name)
+        section.tables = list(islice(named, len(section.tables)))
 
 
 def _mark(sections: list[Section], warning: str) -> None:
@@ -389,15 +385,6 @@ def _mark(sections: list[Section], warning: str) -> None:
 
 def _sentences(trials: pd.DataFrame, options: Options) -> list[str]:
     return [*filter(None, [options.warning]), *summary.sentences(trials)]
-
-
-def console(
-    record: SweepRecord,
-    epochs: pd.DataFrame | None = None,
-    options: Options = WHOLE,
-) -> dict[str, pd.DataFrame]:
-    """The accuracy table as text for the terminal: pair → a row per method; empty where there is no student."""
-    return _by_pair(_accuracy(options.applied(frame.trials(record, epochs)), record.info))
 
 
 def _by_pair(tables: Sequence[Table]) -> dict[str, pd.DataFrame]:

@@ -62,7 +62,7 @@ def join(
         )
     curves = pd.concat([epochs for _, epochs in sweeps], ignore_index=True)
     joined = _joined(records)
-    return joined, curves.drop_duplicates(["key", "metric", "epoch"], ignore_index=True), _mark(differing)
+    return joined, curves.drop_duplicates(["key", "metric", "epoch"], ignore_index=True), _mark(records, differing)
 
 
 def budgets(records: Sequence[SweepRecord]) -> dict[str, dict[str, str]]:
@@ -111,12 +111,15 @@ def told(differing: Mapping[str, Mapping[str, str]]) -> str:
     )
 
 
-def _mark(differing: Mapping[str, Mapping[str, str]]) -> str:
+def _mark(records: Sequence[SweepRecord], differing: Mapping[str, Mapping[str, str]]) -> str:
     if not differing:
         return ""
+    what = _what(differing)
     return (
-        f"Mixed {_what(differing)}: {told(differing)}. A difference between methods of different sweeps may be due to "
-        "that, and runs of one seed share less than they do within a sweep."
+        f"Mixed {what}: {told(differing)}. A difference between methods of different sweeps may be due to "
+        "that, and runs of one seed share less than they do within a sweep. On a pair of networks all methods are held "
+        f"against the same baselines, whatever their {what}: where none was chosen, those of the first sweep that has "
+        f"them there ({', then '.join(record.info.name for record in records)})."
     )
 
 

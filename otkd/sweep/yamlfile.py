@@ -48,8 +48,10 @@ def read(path: Path) -> dict[str, Any]:
         tree = parse(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise OtkdError(f"there is no file {path}; `otkd list sweeps` names those that ship with otkd.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise OtkdError(f"{path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise OtkdError(f"{path} cannot be read: it is no text in UTF-8.") from None
+    except OSError as error:
+        raise OtkdError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(tree, dict):
         raise ConfigError(str(path), [Problem("", "a sweep is a mapping with name, data, pairs, train, methods.")])
     return tree

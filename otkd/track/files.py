@@ -93,8 +93,10 @@ def folder_of(layout: Layout, run_id: str, place: str) -> Path | None:
     here = kept_here(layout, run_id)
     if here.is_dir():
         return here
-    parts = urlsplit(place)
-    return Path(url2pathname(parts.path)) if place and parts.scheme in ("", "file") else None
+    scheme = urlsplit(place).scheme
+    if scheme == "file":
+        return Path(url2pathname(urlsplit(place).path))
+    return Path(place) if place and not scheme else None
 
 
 def downloaded(store: Store, place: str, path: str) -> str:

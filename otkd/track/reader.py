@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+from pydantic import ValidationError
+
 from otkd.core import names
 from otkd.core.errors import OtkdError, TrackingError
 from otkd.core.layout import Layout
@@ -199,10 +201,17 @@ def _plan(store: Store, layout: Layout, run: Run) -> SweepInfo:
         text = (
             here.read_text(encoding="utf-8") if here.exists() else downloaded(store, run.info.artifact_uri, here.name)
         )
-        return SweepInfo.model_validate_json(text)
     except Exception as error:
-        said = textwrap.shorten(str(error), 300, placeholder=" …")
-        raise TrackingError(
-            f"{shown(store.uri)}: {names.PLAN_ARTIFACT} of {run.data.tags[names.TAG_SWEEP]} (run {run.info.run_id}) "
-            f"cannot be read ({said}). The command of that sweep writes it again; `otkd report NAME` reports another."
-        ) from error
+        raise TrackingError(_no_plan(store, run, error)) from error
+    try:
+        return SweepInfo.model_validate_json(text)
+    except ValidationError as error:  # nothing to wait for
+        raise OtkdError(_no_plan(store, run, error)) from error
+
+
+def _no_plan(store: Store, run: Run, error: Exception) -> str:
+    said = textwrap.shorten(str(error), 300, placeholder=" …")
+    return (
+        f"{shown(store.uri)}: {names.PLAN_ARTIFACT} of {run.data.tags[names.TAG_SWEEP]} (run {run.info.run_id}) "
+        f"cannot be read ({said}). The command of that sweep writes it again; `otkd report NAME` reports another."
+    )

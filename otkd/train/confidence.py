@@ -34,7 +34,8 @@ class Confidence:
         bin_B = (confidence_B * BINS).ceil().long().sub(1).clamp(0, BINS - 1)  # an interval holds its upper end
         self._gaps.index_add_(0, bin_B, (taken_B == target_B).double() - confidence_B)
         if self._logits_t_NK is not None:
-            log_t_BK = F.log_softmax(self._logits_t_NK[self._seen : self._seen + len(target_B)].double(), dim=1)
+            logits_t_BK = self._logits_t_NK[self._seen : self._seen + len(target_B)].to(logits_BK.device)
+            log_t_BK = F.log_softmax(logits_t_BK.double(), dim=1)
             self._divergence += F.kl_div(log_BK, log_t_BK, reduction="sum", log_target=True)
         self._seen += len(target_B)
 

@@ -30,8 +30,9 @@ def pick(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise OtkdError(f"--device: there is no device {name!r} here ({reason}); allowed: auto, cpu, cuda.") from None
+        reason = f" ({str(error).splitlines()[0]})" if name.startswith("cuda") else ""
+        allowed = "auto, cpu, cuda" if torch.cuda.is_available() else "auto, cpu"
+        raise OtkdError(f"--device: there is no device {name!r} here{reason}; there is {allowed}.") from None
     return device
 
 

@@ -506,7 +506,7 @@ class CohortTrainer:
 
     def _pictures(self, student: Student, digits: int) -> dict[str, Picture]:
         """What the terms show of the same few training images, with the weights as they are."""
-        if self.teacher is None:
+        if self.teacher is None or not student.objective.has_snapshots:
             return {}
         images = min(student.trial.train.batch_size, SNAPSHOT_IMAGES)
         try:

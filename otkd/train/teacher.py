@@ -86,13 +86,14 @@ class Teacher:
         """The classes that the teacher predicts for the images of this process's shard; computed once for each set."""
         if id(batches) not in self._answers:
             known_NK = self._logits.get(id(batches))
-            self._answers[id(batches)] = predictions(self, batches) if known_NK is None else classes(known_NK)
+            answers_N = predictions(self, batches) if known_NK is None else classes(known_NK).to(self._device)
+            self._answers[id(batches)] = answers_N
         return self._answers[id(batches)]
 
     def logits(self, batches: Batches) -> Tensor:
-        """The logits (N, K) for the same images; computed once for each set."""
+        """The logits (N, K) for the same images, on the CPU; computed once for each set."""
         if id(batches) not in self._logits:
-            self._logits[id(batches)] = predictions(self, batches, lambda logits_BK: logits_BK)
+            self._logits[id(batches)] = predictions(self, batches, lambda logits_BK: logits_BK.cpu())
         return self._logits[id(batches)]
 
 

@@ -83,7 +83,8 @@ def read(path: Path) -> dict[str, Tensor]:
         inside = [held[key] for key in HOLDERS if isinstance(held, Mapping) and isinstance(held.get(key), Mapping)]
         held = inside[0] if inside and not _is_state_dict(held) else held
     if not isinstance(held, Mapping) or not _is_state_dict(held):
-        what = f"it has {', '.join(map(str, list(held)[:SHOWN]))}" if isinstance(held, Mapping) else type(held).__name__
+        keys = f"has {', '.join(map(str, list(held)[:SHOWN]))}" if isinstance(held, Mapping) else ""
+        what = f"it {keys or f'is a {type(held).__name__}'}"
         raise CheckpointError(
             f"{path}: no state dict in it, neither at the top nor under {', '.join(HOLDERS)}; {what}."
         )
@@ -192,9 +193,8 @@ def _pickled(path: Path) -> Any:
     except Exception as error:  # a torn or foreign file fails in many ways
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            raise CheckpointError(
-                f"{path} cannot be read as weights: {checkpoint.first_line(error)} Is it whole?"
-            ) from None
+            said = f"{type(error).__name__}: {checkpoint.first_line(error)}"
+            raise CheckpointError(f"{path} cannot be read as weights ({said}). Is it whole?") from None
         raise CheckpointError(
             f"{path} holds more than tensors ({found[1]}), which only running code from it could read, and otkd runs "
             "none. docs/checkpoints.md shows how to convert a file that you trust."

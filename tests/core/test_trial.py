@@ -85,7 +85,18 @@ def test_options_are_a_mapping(name, options):
     with pytest.raises(ValidationError) as caught:
         Data(name=name, options=options)
     (problem,) = plugins.problems_of(caught.value, Data)
-    assert str(problem) == f"options: Input should be a valid dictionary. Got {options!r}."
+    assert str(problem) == f"options: has to be a mapping, as in {{key: value}}. Got {options!r}."
+
+
+def test_a_wrong_shape_is_told_in_words_of_a_sweep_file():
+    with pytest.raises(ValidationError) as caught:
+        Trial(data="digits", student=Model(name="resnet8"), objective={}, train=Train(epochs=1, batch_size=8))
+    told = {problem.path: problem.message for problem in plugins.problems_of(caught.value, Trial)}
+    assert told["data"].startswith("has to be a mapping, as in {key: value}, with name, options, val")
+    with pytest.raises(ValidationError) as caught:
+        Step(name="step", milestones=3)
+    (problem,) = plugins.problems_of(caught.value, Step)
+    assert str(problem) == "milestones: has to be a list, as in [a, b]. Got 3."
 
 
 def test_options_may_be_left_empty():

@@ -29,6 +29,7 @@ class Page:
         self.stamp, self.reads = "1", 0
         self.names, self.seconds = [record.info.name, "other"], 0.0
         self.error: Exception | None = None
+        self.file_error: Exception | None = None
         self.app = AppTest.from_file(str(APP), default_timeout=300)
 
     def read(self, layout: Any, name: str) -> tuple[Any, Any]:
@@ -40,6 +41,11 @@ class Page:
         if self.error:
             raise self.error
         return self.names
+
+    def text(self, layout: Any, run_id: str, path: str) -> str | None:
+        if self.file_error:
+            raise self.file_error
+        return self.files.get((run_id, path))
 
     def open(self, view: str = "Overview") -> AppTest:
         if view != "Overview":
@@ -67,7 +73,7 @@ def page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Page]
         monkeypatch.setenv("OTKD_RUNS", str(tmp_path))
         monkeypatch.setattr(live, "stamp", lambda layout: made.stamp)
         monkeypatch.setattr(live, "sweeps", made.sweeps)
-        monkeypatch.setattr(live, "text", lambda layout, run_id, path: made.files.get((run_id, path)))
+        monkeypatch.setattr(live, "text", made.text)
         monkeypatch.setattr(render, "read", made.read)
         return made
 

@@ -154,8 +154,23 @@ def test_two_methods_are_compared_seed_by_seed(page: Callable[..., Any]) -> None
     cells = dict(zip(difference[0], difference[1], strict=True))
     assert cells["Δ points, paired, n = 3"] == f"+{delta.mean():.2f} ± {delta.std(ddof=1):.2f}"
     assert cells["p, paired t"] == f"{p:.3f}"
+    low, high = scipy_stats.ttest_rel(kd, student).confidence_interval(0.95)
+    assert cells["95 %, t"] == f"[{low:+.2f}, {high:+.2f}]".replace("-", "−")
     assert [row[3] for row in by_seed[1:]] == [f"+{value:.2f}" for value in delta]
     assert any("more than chance explains" in body for body in opened.html) == (p < 0.05)
+
+
+def test_a_pair_begins_with_its_own_baseline(page: Callable[..., Any]) -> None:
+    sweep = Sweep()
+    for pair, methods in zip(PAIRS, (("student", "kd", "ot"), ("student", "softer", "ot")), strict=True):
+        for method in methods:
+            sweep.student(method, 70.0, pair=pair, terms=("ce", "kd") if method == "softer" else None)
+    opened = page(sweep.record())
+    app = opened.open("Compare two")
+    assert app.selectbox(key="compare.right").value == "kd"
+    app.selectbox(key="compare.pair").set_value(SECOND)
+    opened.run()
+    assert app.selectbox(key="compare.right").value == "softer"
 
 
 def test_one_common_seed_proves_nothing(page: Callable[..., Any]) -> None:
@@ -261,6 +276,35 @@ def test_a_plan_is_shown_by_epoch(page: Callable[..., Any]) -> None:
     box.set_value("1")
     opened.run()
     assert any("an early plan" in body for body in opened.html)
+
+
+def test_a_file_that_the_store_does_not_give_is_asked_for_again(page: Callable[..., Any]) -> None:
+    sweep = Sweep()
+    sweep.student("ot", 71.25)
+    opened = page(sweep.record(), {("run-00", "trial.yaml"): "seed: 0\n"})
+    opened.file_error = TrackingError(f"the store {HOSTILE} cannot be reached. Start it.")
+    app = opened.open("One trial")
+    assert any("Start it." in body and "otkd-notice" in body for body in opened.html)
+    assert "71.25" in tables(opened)[0][1], "what was read before is shown"
+    opened.file_error = None
+    opened.run()
+    assert "seed: 0" in [one.value for one in app.code]
+    assert not any("Start it." in body for body in opened.html)
+
+
+def test_a_file_that_was_missing_is_shown_once_the_run_has_it(page: Callable[..., Any]) -> None:
+    sweep = Sweep()
+    sweep.student("ot", 71.25)
+    opened = page(sweep.record())
+    (row,) = opened.record.trials
+    lacking, whole = (row._replace(tags={**row.tags, names.TAG_FILES: tag}) for tag in ("missing", ""))
+    opened.record = opened.record._replace(trials=(lacking,))
+    app = opened.open("One trial")
+    assert not app.code
+    opened.files["run-00", "trial.yaml"] = "seed: 0\n"
+    opened.record, opened.stamp = opened.record._replace(trials=(whole,)), "2"
+    opened.run()
+    assert "seed: 0" in [one.value for one in app.code]
 
 
 def test_a_trial_shows_every_figure_that_it_has(page: Callable[..., Any]) -> None:
@@ -437,6 +481,20 @@ def test_a_sweep_that_the_address_asks_for_is_shown_once_it_is_there(page: Calla
     opened.run()
     assert opened.app.selectbox(key="sweep").value == "later"
     assert "asks for another" not in "".join(opened.html)
+
+
+def test_a_view_that_the_address_asks_for_in_vain(page: Callable[..., Any]) -> None:
+    opened = page(full_sweep().record())
+    opened.open("<b>Cots</b>")
+    said = f"The address asks for another: there is no view '<b>Cots</b>'; there is {', '.join(VIEWS)}."
+    for _ in range(2):
+        assert escape(said) in "".join(opened.html)
+        assert opened.app.radio(key="view").value == "Overview"
+        opened.run()
+    for view in ("Cost", "Overview"):
+        opened.app.radio(key="view").set_value(view)
+        opened.run()
+        assert "asks for another" not in "".join(opened.html)
 
 
 def test_a_store_that_goes_away_leaves_what_was_read(page: Callable[..., Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from figure_sweeps import EPSILONS, OTHER, SETTING, ablations
+from figure_sweeps import COSTS, EPSILONS, OTHER, SETTING, ablations
 from report_sweeps import Sweep, full_sweep
 from scipy import stats as scipy_stats
 
@@ -164,3 +164,38 @@ def test_without_settings_there_is_nothing_to_show(sweep):
     trials = frame.trials(sweep.record())
     assert ablation.figure(trials, None, None) is None
     assert heat_maps.figure(trials, None, None) is None
+
+
+def test_what_has_not_finished_makes_no_panel():
+    sweep = Sweep()
+    for epsilon in EPSILONS:
+        for cost in COSTS:
+            axes = {SETTING: epsilon, OTHER: cost}
+            sweep.student("two", 70.0, status="diverged", terms=("ce", "transport"), axes=axes)
+        sweep.student("one", 70.0, status="running", terms=("ce", "transport"), axes={SETTING: epsilon})
+    unfinished = frame.trials(sweep.record())
+    assert unfinished[TOP1].notna().all()
+    assert ablation.figure(unfinished, None, None) is None
+    assert heat_maps.figure(unfinished, None, None) is None
+
+
+def test_more_maps_than_fit_are_counted(trials):
+    sweep = Sweep()
+    for index in range(14):
+        for epsilon in EPSILONS[:2]:
+            for cost in COSTS:
+                axes = {SETTING: epsilon, OTHER: cost}
+                sweep.student(f"ot{index}", 70.0, terms=("ce", "transport"), axes=axes)
+    many = frame.trials(sweep.record())
+    assert sum(bool(axes.images) for axes in drawn(heat_maps.figure(many, None, None))) == 12
+    told = "The first 12 of 14 maps are drawn; trials.csv has every trial with its settings."
+    assert told in heat_maps.caption(many, None)
+    assert "trials.csv" not in heat_maps.caption(trials, None)
+
+
+def test_a_method_of_which_nothing_has_finished_has_no_line():
+    sweep = ablations()
+    for epsilon in EPSILONS:
+        sweep.student("lost", 70.0, status="failed", terms=("ce", "transport"), axes={SETTING: epsilon})
+    (axes,) = drawn(ablation.figure(frame.trials(sweep.record()), None, None))
+    assert axes.get_legend_handles_labels()[1] == ["one", "student (mean)", "kd (mean)"]

@@ -11,9 +11,10 @@ import pytest
 from report_sweeps import Sweep, full_sweep
 
 from otkd.core.layout import Layout
-from otkd.report import references, render
+from otkd.report import frame, references, render
 from otkd.report.files import NONE
 from otkd.report.options import WHOLE, checked
+from otkd.report.tables import accuracy
 from otkd.track import reader
 from otkd.track.bulk import Columns
 
@@ -52,9 +53,10 @@ def test_a_report_is_made_once(sweeps, tmp_path):
     assert (first.new, again.new) == (True, False)
     assert first._replace(new=False, shown={}) == again._replace(shown={})
     assert list(first.shown) == list(again.shown)
-    for pair, table in render.console(sweeps.record).items():
-        pd.testing.assert_frame_equal(again.shown[pair], table, check_names=False, check_column_type=False)
-        pd.testing.assert_frame_equal(first.shown[pair], again.shown[pair])
+    (table,) = accuracy.table(frame.trials(sweeps.record), sweeps.record.info)
+    for pair, shown in first.shown.items():
+        pd.testing.assert_frame_equal(shown, table.frame[pair], check_names=False, check_column_type=False)
+        pd.testing.assert_frame_equal(shown, again.shown[pair])
     assert all(path.exists() for path in again.paths)
     assert again.html.read_bytes() == page
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from figure_sweeps import Files, counts, plan
@@ -133,8 +135,8 @@ def test_each_method_shows_the_plan_of_its_lowest_finished_seed(trials):
     figure = transport_plan.figure(trials, None, None, files=files)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.images and axes.get_title(loc="left")]
     assert titles == [
-        "wrn_16_2 ← wrn_40_2\not+kd, seed 1\ntransport-embedding: 80 % within class (58 % if alike)",
-        "resnet8x4 ← resnet32x4\not, seed 0\ntransport-embedding: plan between images, ordered by class",
+        "wrn_16_2 ← wrn_40_2\not+kd, seed 1, last epoch\ntransport-embedding: 80 % within class (58 % if alike)",
+        "resnet8x4 ← resnet32x4\not, seed 0, last epoch\ntransport-embedding: plan between images, ordered by class",
     ]
     np.testing.assert_allclose(image(figure), first)
     assert texts(figure)[0] == "class 1: 86 % of its mass goes to the same class, one trial"
@@ -151,4 +153,20 @@ def test_more_plans_than_fit_are_counted(trials):
     figure = transport_plan.figure(many, None, None, files=files)
     assert figure.get_suptitle() == "the first 12 plans; there are more"
     assert len(files.asked) == 13
-    assert "the live page has earlier ones" in transport_plan.caption(many, None)
+    assert "the live page has those between" in transport_plan.caption(many, None)
+
+
+def test_the_plan_of_the_first_epoch_stands_beside_the_last(trials):
+    first, half, last = [[0.3, 0.2], [0.3, 0.2]], [[0.4, 0.1], [0.2, 0.3]], [[0.5, 0.0], [0.0, 0.5]]
+    kept = json.loads(plan(last, [0, 1]))
+    earlier = [(1, first), (60, half)]
+    kept["earlier"] = [{"epoch": epoch, **json.loads(plan(matrix, [0, 1]))} for epoch, matrix in earlier]
+    files = Files({(keys(trials, "ot+kd")[0], SNAPSHOTS): json.dumps(kept)})
+    figure = transport_plan.figure(trials, None, None, files=files)
+    shown = [axes for axes in figure.axes if axes.images and axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left").partition("ot+kd, ")[2] for axes in shown] == [
+        "seed 0, epoch 1\ntransport-embedding: 50 % within class (50 % if alike)",
+        "seed 0, last epoch\ntransport-embedding: 100 % within class (50 % if alike)",
+    ]
+    np.testing.assert_allclose([axes.images[0].get_array() for axes in shown], [first, last])
+    assert shown[0].get_subplotspec().rowspan == shown[1].get_subplotspec().rowspan

@@ -77,6 +77,19 @@ def test_the_first_epoch_counts_only_where_there_is_no_other(epochs, seconds):
     assert row[names.PEAK_MIB] == 90.0
 
 
+def test_each_trial_has_the_seconds_of_its_own_epochs():
+    sweep = Sweep()
+    spent = [[90.0, 4.0, np.nan, 6.0], [np.nan], [80.0], [8.0, np.nan, 7.0]]
+    for seed in range(len(spent)):
+        sweep.student("kd", 70.0, seed)
+    record = sweep.record()
+    kept = {row.label.key: list(enumerate(one, 1)) for row, one in zip(record.trials, spent, strict=True)}
+    history = frame.epochs(record, lambda metric: kept if metric == names.EPOCH_S else {})
+    mixed = frame.trials(record, history.sample(frac=1, random_state=0))[names.EPOCH_S]
+    recorded = frame.trials(record)[names.EPOCH_S]
+    assert mixed.tolist() == [5.0, recorded[1], 80.0, 7.0]
+
+
 def test_curves_are_training_accuracy_where_nothing_was_held_out(record):
     assert set(frame.epochs(record, histories(record))["metric"]) >= {names.TRAIN_TOP1, names.TRAIN_LOSS}
     held = full_sweep(val=True).record()

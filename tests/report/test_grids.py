@@ -9,9 +9,10 @@ import pytest
 from report_sweeps import PAIRS, Sweep
 
 from otkd.core import names
-from otkd.report import choice, frame, grids
+from otkd.report import choice, frame, grids, render
 from otkd.report.formats import latex, markdown
-from otkd.report.tables import ablation, importance, interactions
+from otkd.report.options import checked
+from otkd.report.tables import importance, interactions
 
 LOSS = names.test("last", "loss")
 PAIR = "wrn_16_2 ← wrn_40_2"
@@ -119,9 +120,11 @@ def test_methods_whose_names_make_one_file_name_have_two():
             for b in (1, 2):
                 axes = {"transport.a_b": a, "transport.a.b": b}
                 sweep.student(method, 70.0 + a + len(method) * b, terms=("ce", "transport"), axes=axes)
-    assert [table.name for table in tables(importance, sweep)] == [f"importance-ot-kd{end}" for end in ("", "-2", "-3")]
-    assert len({table.name for table in tables(interactions, sweep)}) == 3
-    assert [table.name for table in tables(ablation, sweep)] == ["ablation-transport-a-b", "ablation-transport-a-b-2"]
+    made = render.compose(sweep.record(), None, options=checked(formats=["csv"]))
+    found = {section.name: [table.name for table in section.tables] for section in made.sections}
+    assert found["importance"] == [f"importance-ot-kd{end}" for end in ("", "-2", "-3")]
+    assert len(set(found["interactions"])) == 3
+    assert found["ablation"] == ["ablation-transport-a-b", "ablation-transport-a-b-2"]
 
 
 def test_a_third_setting_is_averaged_and_named():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from otkd.core.errors import TrackingError
 from otkd.core.layout import Layout
 from otkd.report import live
 from otkd.track import files
@@ -60,7 +61,8 @@ def test_files_lie_here_or_nowhere(layout: Layout) -> None:
     assert live.text(layout, "abc", "trial.yaml") == "seed: 7 é"
     assert live.text(layout, "abc", "confusion.json") is None
     assert live.text(layout, "", "trial.yaml") is None
-    assert live.text(layout, "other", "trial.yaml") is None, "no store is there to be asked"
+    with pytest.raises(TrackingError, match="nothing is recorded"):  # no store is there to be asked
+        live.text(layout, "other", "trial.yaml")
 
 
 def test_files_come_from_the_store_where_they_are_not_here(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,11 +78,12 @@ def test_files_come_from_the_store_where_they_are_not_here(layout: Layout, monke
     assert live.text(layout, "abc", "confusion.json") is None
 
 
-def test_a_file_that_cannot_be_read_is_none(layout: Layout) -> None:
+def test_a_file_that_cannot_be_read_is_not_taken_for_none(layout: Layout) -> None:
     folder = layout.artifacts / "abc" / "artifacts"
     folder.mkdir(parents=True)
     (folder / "trial.yaml").write_bytes(b"\xff")
-    assert live.text(layout, "abc", "trial.yaml") is None
+    with pytest.raises(TrackingError, match=r"trial\.yaml cannot be read"):
+        live.text(layout, "abc", "trial.yaml")
 
 
 @pytest.mark.parametrize(

@@ -244,18 +244,18 @@ def test_a_broken_plugin_costs_its_own_table_only(tmp_path, monkeypatch):
     assert (tmp_path / "tables/accuracy.csv").exists()
 
 
-def test_console_and_note_are_the_accuracy_table(record, report):
-    shown = render.console(record)["wrn_16_2 ← wrn_40_2"]
+def test_console_and_note_are_the_accuracy_table(report, tmp_path):
+    shown = report.shown["wrn_16_2 ← wrn_40_2"]
     assert list(shown.index) == ["teacher", "student", "kd", "ot", "ot+kd"]
     assert "Δ to kd, paired" in shown
     assert "| teacher | 75.61" in report.markdown
     assert "22 of 24 student trials finished" in report.markdown
-    assert render.console(Sweep().record()) == {}
+    assert make(Sweep(), tmp_path).shown == {}
 
 
-def test_the_terminal_shows_a_table_per_pair_that_fits(record):
+def test_the_terminal_shows_a_table_per_pair_that_fits(report):
     console = Console(width=200, file=io.StringIO())
-    cli.show_tables(render.console(record), "demo", console)
+    cli.show_tables(report.shown, "demo", console)
     shown = console.file.getvalue()
     for student, teacher in PAIRS:
         assert f"demo: {student} ← {teacher}" in shown

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from report_sweeps import PAIRS, Sweep
 
+from otkd.core import plugins
 from otkd.core.errors import OtkdError
 from otkd.core.layout import Layout
 from otkd.report import frame, render, side_by_side, summary
 from otkd.report.files import NONE
-from otkd.report.tables import accuracy, cost, differences
+from otkd.report.tables import ablation, accuracy, cost, differences
 from otkd.track import reader
 from otkd.track.bulk import Columns
 from otkd.track.reader import SweepRecord
@@ -149,6 +150,11 @@ def test_budgets_that_differ_are_refused_or_marked():
     trials, _, mark = join(left, right, mixed=True)
     assert mark.startswith(f"Mixed budgets: {told}.")
     assert list(counts(trials)) == ["student [a]", "kd [a]", "student [b]", "kd [b]"]
+    assert list(differences.compared(trials, PAIR)) == ["student [a]", "kd [a]"]
+    assert mark.endswith(
+        " On a pair of networks all methods are held against the same baselines, whatever their budgets: where none "
+        "was chosen, those of the first sweep that has them there (a, then b)."
+    )
 
 
 def test_a_value_that_means_none_is_no_difference():
@@ -303,3 +309,52 @@ def test_a_method_with_fewer_seeds_is_not_ranked_and_the_reason_is_told():
     assert any(
         "Not ranked: ot, 75.00 ± 0.00 % (n = 2); others have n = 3." in told for told in summary.sentences(trials)
     )
+
+
+def test_figures_and_captions_name_the_baseline_of_each_pair():
+    left, right = Sweep(), Sweep()
+    for seed in range(2):
+        for sweep, pair, alone, kd in ((left, PAIRS[0], "student", "kd"), (right, PAIRS[1], "alone", "hinton")):
+            sweep.student(alone, 60.0 + seed / 10, seed, pair=pair, terms=("ce",))
+            sweep.student(kd, 61.0 + seed / 7, seed, pair=pair, terms=("ce", "kd"))
+            for weight in (1, 2):
+                axes = {"transport.weight": weight}
+                sweep.student("ot", 62.0 + weight + seed / 5, seed, pair, terms=("ce", "transport"), axes=axes)
+        right.student("hinton 4", 61.5, seed, pair=PAIRS[1], terms=("ce", "kd"))
+    trials, joined, _ = join(named(left, "a"), named(right, "b", keys="f"))
+    second = " ← ".join(PAIRS[1])
+    (table,) = ablation.table(trials, joined.info)
+    assert [name.split(",")[0] for pair, name in table.frame.columns if "Δ" in name] == [
+        "Δ test to student",
+        "Δ test to alone",
+    ]
+    assert table.frame[f"ot on {second}"].iloc[0, 1].startswith("+3.05")
+    drawn = {
+        name: plugins.load("plots", name) for name in ("accuracy", "differences", "ablation", "confusion_difference")
+    }
+    figure = drawn["accuracy"].figure(trials, None, joined.info)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert ["dotted: student 60.05" in titles[0], "dotted: alone 60.05" in titles[1]] == [True, True]
+    told = " The baseline hinton is the first listed of 2 methods and settings with its terms."
+    to_kd = {one.title: one.caption for one in differences.table(trials, joined.info)}
+    for caption in (
+        to_kd[f"To hinton, {second}"],
+        accuracy.table(trials, joined.info)[0].caption,
+        drawn["differences"].caption(trials, None),
+        drawn["ablation"].caption(trials, None),
+    ):
+        assert caption.endswith(told)
+        assert caption.count("first listed") == 1
+    others = (drawn[name].caption(trials, None) for name in ("accuracy", "confusion_difference"))
+    for caption in (table.caption, *others):
+        assert "first listed" not in caption, "the student alone of each pair is the only one there"
+
+
+def test_a_baseline_that_is_the_first_of_more_on_one_pair_is_said_to_be_so_there():
+    sweep = small("student", "kd")
+    for name in ("kd", "hinton"):
+        sweep.student(name, 70.0, pair=PAIRS[1], terms=("ce", "kd"))
+    trials = frame.trials(sweep.record())
+    told = "The baseline kd is the first listed of 2 methods and settings with its terms"
+    assert accuracy.table(trials, None)[0].caption.endswith(f" {told} on {' ← '.join(PAIRS[1])}.")
+    assert "first listed" not in "".join(one.caption for one in differences.table(trials, None) if PAIR in one.title)

@@ -373,9 +373,15 @@ def test_divergence_from_the_teacher_stands_beside_agreement():
     sweep = Sweep()
     for seed, value in enumerate((0.5, 0.7)):
         sweep.student("kd", 74.0, seed, **{names.test("last", "agreement"): 80.0, names.test("last", "kl"): value})
+        sweep.student("ot", seed=seed, status="diverged", **{names.test("last", "agreement"): 80.0})
+    sweep.student("student", 70.0, **{names.test("last", "agreement"): 75.0})
     (table,) = tables(agreement, sweep)
-    assert table.flat()[f"{PAIR}, KL, nats, last epoch, n = 2"].to_dict() == {"kd": "0.6000 ± 0.1414"}
-    assert table.data[["kl_mean", "kl_n", "top1_mean"]].to_numpy().tolist() == [[0.6, 2, 74.0]]
+    assert table.flat()[f"{PAIR}, KL, nats, last epoch, n = 2"].to_dict() == {
+        "kd": "0.6000 ± 0.1414",
+        "ot": "— (diverged ×2)",
+        "student": "— (no figure ×1)",
+    }
+    assert table.data.loc[0, ["kl_mean", "kl_n", "top1_mean"]].tolist() == [0.6, 2, 74.0]
 
 
 def test_calibration_marks_the_lowest_error():
@@ -391,6 +397,8 @@ def test_calibration_marks_the_lowest_error():
         "kd": "10.50 ± 0.71",
         "ot": "6.00 ± 0.00",
     }
+    losses = table.flat()[f"{PAIR}, test loss, last epoch, n = 2"]
+    assert losses["teacher"] == "— (not in the sweep)", "nor is its loss on its students' record"
     assert table.bold == {(2, 0), (1, 1)}, "ot by error, kd by loss"
     assert table.apart == 1
     assert tables(calibration, full_sweep()) == []

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from otkd import cli
 from otkd.core import names
 from otkd.core.layout import Layout
 from otkd.sweep.plan import make
@@ -194,6 +197,23 @@ def test_running_again_finds_nothing_to_do(local_runs, file):
     assert "nothing to do" in done.stdout
     assert "kd" in done.stdout
     assert (local_runs / "mlflow.db").stat().st_size == before
+
+
+def test_what_was_trained_stands_without_a_report(local_runs, file, tmp_path, monkeypatch):
+    runs = tmp_path / "our runs"
+    shutil.copytree(local_runs, runs, ignore=shutil.ignore_patterns("reports"))
+    (runs / "reports").write_text("in the way")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    done = CliRunner().invoke(cli.app, ["sweep", str(file), "--local", "--json", "--runs", str(runs)])
+    assert done.exit_code == 1
+    assert f"there is no report: cannot write the report to {runs}/reports/tiny: " in done.stderr
+    assert f"`otkd report tiny --runs '{runs}'` makes it alone" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["status"] == "finished"
+    (runs / "reports").unlink()
+    done = CliRunner().invoke(cli.app, ["sweep", str(file), "--local", "--quiet", "--runs", str(runs)])
+    assert done.exit_code == 0
+    assert (runs / "reports" / "tiny" / "report.html").exists()
 
 
 @pytest.mark.long

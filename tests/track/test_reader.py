@@ -15,6 +15,7 @@ import pytest
 from otkd.core import names
 from otkd.core.errors import OtkdError, TrackingError
 from otkd.core.layout import Layout
+from otkd.report.watch import is_away
 from otkd.track.mlflow import MlflowSink
 from otkd.track.reader import curves, read_sweep, sweeps
 from otkd.track.store import connect
@@ -134,5 +135,6 @@ def test_a_plan_that_cannot_be_read_names_its_sweep(recorded: Layout, text: str 
     plan.unlink()
     if text is not None:
         plan.write_text(text)
-    with pytest.raises(TrackingError, match=r"plan.json of toy-quick .*cannot be read \(.*`otkd report NAME`"):
+    with pytest.raises(OtkdError, match=r"plan.json of toy-quick .*cannot be read \(.*`otkd report NAME`") as refused:
         read_sweep(recorded)
+    assert is_away(refused.value) == (text is None), "`otkd report --watch` waits for what may come back alone"

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from otkd.core import names
+from otkd.data.batches import Batches
+from otkd.data.pipeline import prepare
+from otkd.models.factory import create
 from otkd.sweep.runner import Mailbox
 from otkd.train import fit
+from otkd.train.checkpoint import load_weights
 from otkd.train.confidence import BINS, Confidence
 from otkd.train.distributed import Group
 
@@ -117,8 +121,23 @@ def test_two_processes_have_the_figures_of_all_images(images):
     assert first.figures(Halves(other.told)) == pytest.approx(whole, rel=1e-12)
 
 
+def logits_of(trial, environment):
+    """Those of the kept network of a trial for the test images."""
+    splits = prepare(trial.data, data_dir=environment.data_dir, cache_dir=environment.layout.cache)
+    card = splits.card
+    network = create(trial.student.name, classes=card.classes, channels=card.channels, seed=trial.seed).eval()
+    network.load_state_dict(load_weights(environment.layout.trial(trial.key).last))
+    batches = Batches(splits.test, card, augment=None, batch_size=64, seed=0, device="cpu")
+    with torch.no_grad():
+        return torch.cat([network(batch.image).logits for batch in batches.ordered(64)])
+
+
 def test_a_student_and_its_teacher_have_them(environment, trial):
-    [result] = fit([trial("kd")], Mailbox(), environment())
+    own, here = trial("kd"), environment()
+    [result] = fit([own], Mailbox(), here)
+    logits, logits_t = (logits_of(one, here) for one in (own, own.teacher))
+    divergence = by_hand(logits.tolist(), [0] * len(logits), logits_t.tolist())[1]
+    assert result.metrics[names.test("last", names.TEST_KL)] == pytest.approx(divergence, rel=1e-4)
     for which in ("last", "best"):
         assert 0 <= result.metrics[names.test(which, names.TEST_ECE)] <= 100
         assert result.metrics[names.test(which, names.TEST_KL)] > 0

@@ -80,7 +80,7 @@ def test_what_holds_more_than_tensors_is_refused(tmp_path, state):
     [
         (b"not a file of torch", "cannot be read as weights"),
         ({"epoch": 3, "lr": 0.1}, "no state dict in it, neither at the top nor under model, .*; it has epoch, lr"),
-        ([1, 2], "no state dict in it, .*; list"),
+        ([1, 2], "no state dict in it, .*; it is a list"),
     ],
 )
 def test_what_holds_no_weights_is_refused(tmp_path, content, message):

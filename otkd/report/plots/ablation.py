@@ -33,7 +33,7 @@ class Panel(NamedTuple):
     pair: str
     metric: Metric
     grids: list[Grid]
-    """Those of the methods that vary this setting alone."""
+    """Those of the methods that vary this setting alone and have a figure."""
 
 
 class Scale(NamedTuple):
@@ -62,7 +62,7 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
         f"{' '.join(metric.sentence for metric in measures(frame))} Lines join means over seeds, small circles are "
         "seeds, bars 95 % intervals of the mean by Student's t (none for one seed; cut off where they leave the "
         f"panel). Methods that vary several settings are not among them. {choosing(frame)} {budget(frame)}"
-        f"{choice.first_listed(frame, choice.against(frame).values())}"
+        f"{choice.first_listed(frame, choice.every(frame))}"
     )
 
 
@@ -82,12 +82,12 @@ def scale(values: Mapping[str, Any]) -> Scale:
 def _panels(frame: pd.DataFrame) -> list[Panel]:
     alone = [grid for grid in compared(frame) if len(grid.values) == 1]
     found = [
-        Panel(axis, pair, metric, [grid for grid in alone if grid.pair == pair and axis in grid.values])
+        Panel(axis, pair, metric, [one for one in alone if (one.pair, *one.values) == (pair, axis) and one.has(metric)])
         for axis in axes(frame)
         for pair in pairs(frame)
         for metric in measures(frame)
     ]
-    return [panel for panel in found if any(grid.trials[panel.metric.column].notna().any() for grid in panel.grids)]
+    return [panel for panel in found if panel.grids]
 
 
 def _draw(place: Axes, frame: pd.DataFrame, panel: Panel) -> None:

@@ -38,7 +38,7 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     return (
         f"{choice.metric(frame).sentence} Circles are seeds (n = {seeds(frame)} where all finished), the "
         "bar is mean ± sample standard deviation where a method has two seeds or more. The horizontal axis does not "
-        f"begin at 0. {budget(frame)}{choice.first_listed(frame, [choice.floor(frame)])}"
+        f"begin at 0. {budget(frame)}{choice.first_listed(frame, [choice.floor(frame, pair) for pair in pairs(frame)])}"
     )
 
 
@@ -90,7 +90,7 @@ def _words(line: Line, metric: Metric) -> str:
 
 def _lines(axes: Axes, frame: pd.DataFrame, pair: str, group: list[Line]) -> str:
     """Draw the baseline and the teacher; say in words where they stand."""
-    words, metric, base = [], choice.metric(frame), choice.floor(frame)
+    words, metric, base = [], choice.metric(frame), choice.floor(frame, pair)
     floor = next((line.cell.summary for line in group if line.variant == base), None)
     if floor is not None and floor.n:
         axes.axvline(floor.mean, color=style.FLOOR, linestyle=":", linewidth=1.2, zorder=1)

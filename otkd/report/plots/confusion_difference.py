@@ -62,8 +62,8 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo, *, files:
 
 def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """What is subtracted from what, and by which rule the methods and classes were picked."""
-    metric, known = choice.metric(frame), choice.against(frame)
-    alone = "the student alone, or of KD where there is no such baseline"
+    metric, picks = choice.metric(frame), [_picked(frame, pair) for pair in pairs(frame)]
+    base = frame.attrs.get(choice.BASELINE, "the student alone, or of KD where that has no figure")
     picked = (
         " The method was picked by the same images, so this describes a difference and is no test of it."
         if metric.column.startswith(names.TEST)
@@ -72,10 +72,10 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     return (
         "Share of each class's test images that is taken for each class, last epoch's weights, mean over the seeds "
         f"that both methods finished: that of the method with the {metric.best} mean {metric.by} (among those with all "
-        f"seeds) less that of {known.get(choice.CHOSEN, alone)}. Orange is more often, purple less often: on the "
+        f"seeds) less that of {base}. Orange is more often, purple less often: on the "
         f"diagonal orange is better, elsewhere purple.{picked} Of more than {SHOWN} classes those with the largest "
         "sums of absolute differences in row and column are shown, named on the "
-        f"axes. {budget(frame)}{choice.first_listed(frame, list(known.values())[:1])}"
+        f"axes. {budget(frame)}{choice.first_listed(frame, [pick[1] for pick in picks if pick])}"
     )
 
 

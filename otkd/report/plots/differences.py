@@ -47,7 +47,7 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     return (
         f"{choice.metric(frame).sentence} Differences over the seeds that both methods finished: circles are seeds, "
         "the bar is the mean with its 95 % interval by Student's t. A bar that crosses 0 is a difference that chance "
-        f"may explain. {budget(frame)}{choice.first_listed(frame, choice.against(frame).values())}"
+        f"may explain. {budget(frame)}{choice.first_listed(frame, choice.every(frame))}"
     )
 
 

@@ -22,6 +22,8 @@ from otkd.report.plots.ablation import scale
 TITLE = "Heat maps of settings"
 ORDER = 21
 
+MOST = 12
+"""Maps that are drawn at most."""
 WRITTEN = 80
 """The most cells whose figures are written into them."""
 
@@ -37,8 +39,8 @@ class Map(NamedTuple):
 
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo) -> Figure | None:
-    """A map per method, pair, two settings and measure; None where no method varies two."""
-    found = _maps(frame)
+    """A map per method, pair, two settings and measure, the first MOST; None where no method varies two."""
+    found = _maps(frame)[:MOST]
     if not found:
         return None
     height = 1.6 + 0.45 * min(max(len(one.grid.values[one.rows]) for one in found), 12)
@@ -56,10 +58,16 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
         if any(len(grid.values) > 2 for grid in compared(frame))
         else ""
     )
+    count = len(_maps(frame))
+    left_out = (
+        f" The first {MOST} of {count} maps are drawn; trials.csv has every trial with its settings."
+        if count > MOST
+        else ""
+    )
     return (
         f"{' '.join(metric.sentence for metric in measures(frame))} Cells are means ± sample standard deviation over "
         "seeds; n is named where a cell has fewer trials than others. Each map has a colour scale of its own."
-        f"{over} {choosing(frame)} {budget(frame)}"
+        f"{over}{left_out} {choosing(frame)} {budget(frame)}"
     )
 
 
@@ -69,7 +77,7 @@ def _maps(frame: pd.DataFrame) -> list[Map]:
         for grid in compared(frame)
         for first, second in combinations(grid.values, 2)
         for metric in grid.measures
-        if grid.trials[metric.column].notna().any()
+        if grid.has(metric)
     ]
 
 

@@ -21,7 +21,8 @@ TITLE = "Transport plans"
 ORDER = 61
 
 MOST = 12
-"""Panels that are drawn at most."""
+"""Plans that are drawn at most; one of the first epoch does not count."""
+LAST = "last epoch"
 WITHOUT = {"", "ce", "kd"}
 """Terms that keep no picture."""
 
@@ -34,11 +35,13 @@ class Plan(NamedTuple):
     seed: int
     name: str
     """Term and part, `transport-embedding`."""
+    when: str
+    """`epoch 1`, or `last epoch`."""
     picture: Picture
 
 
 def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo, *, files: Any = None) -> Figure | None:
-    """A panel per pair, method and layer; None where no plan is on record.
+    """A panel per pair, method and layer, beside one of its first epoch; None where no plan is on record.
 
     Args:
         files: `text(key, path)` gives a file of a trial's run, or None.
@@ -49,8 +52,9 @@ def figure(frame: pd.DataFrame, epochs: pd.DataFrame, info: SweepInfo, *, files:
     found = list(islice((plan for method in methods for plan in _plans(frame, *method, files)), MOST + 1))
     if not found:
         return None
-    shown = found[:MOST]
-    drawing, panels = style.panels(len(shown), (5.6, 5.5), (4.6, 4.5), (3.9, 3.8))
+    shown = [plan for several in found[:MOST] for plan in several]
+    sizes = [(5.6, 5.5), (4.6, 4.5), (3.9, 3.8)] + [(3.6, 3.5)] * any(len(several) > 1 for several in found)
+    drawing, panels = style.panels(len(shown), *sizes)
     for axes, plan in zip(panels.flat, shown, strict=False):
         _draw(drawing, axes, plan)
     if len(found) > MOST:
@@ -62,15 +66,19 @@ def caption(frame: pd.DataFrame, info: SweepInfo) -> str:
     """Which batch, which weights, which seed, and what the shares mean."""
     return (
         "Plans between student (rows) and teacher (columns) for one fixed batch of training images, with the last "
-        "epoch's weights; the live page has earlier ones. One trial a method, its lowest finished seed: no "
-        "spread is given. Dark is no mass. Where rows and columns are images, they are ordered by class, and the title "
+        "epoch's weights and, where they are on record, with those after the first epoch; the live page has those "
+        "between. One trial a method, its lowest finished seed: no spread is given. Dark is no mass; each panel has a "
+        "scale of its own. Where rows and columns are images, they are ordered by class, and the title "
         "says which share of the mass stays within the class, and which share would if it went everywhere alike. A "
         "sharper plan is no better student."
     )
 
 
-def _plans(frame: pd.DataFrame, pair: str, variant: str, files: Any) -> Iterator[Plan]:
-    """The pictures of the lowest seed that finished and kept some."""
+def _plans(frame: pd.DataFrame, pair: str, variant: str, files: Any) -> Iterator[list[Plan]]:
+    """The pictures of the lowest seed that finished and kept some: of each name that of the first epoch, and the last.
+
+    Where no earlier one is on record there is the last alone.
+    """
     rows = students(frame)
     rows = rows[(rows["pair"] == pair) & (rows["variant"] == variant) & (rows["status"] == "finished")]
     transports = [not set(terms.split("+")) <= WITHOUT for terms in rows["terms"]]
@@ -78,16 +86,23 @@ def _plans(frame: pd.DataFrame, pair: str, variant: str, files: Any) -> Iterator
     for key, seed in rows.sort_values("seed")[["key", "seed"]].itertuples(index=False):
         pictures = _pictures(files.text(key, "snapshots.json"))
         if pictures:
-            yield from (Plan(pair, variant, int(seed), name, picture) for name, picture in pictures.items())
+            for name, by_epoch in pictures.items():
+                yield [Plan(pair, variant, int(seed), name, when, picture) for when, picture in by_epoch.items()]
             return
 
 
-def _pictures(text: str | None) -> dict[str, Picture]:
+def _pictures(text: str | None) -> dict[str, dict[str, Picture]]:
+    """Name → epoch → matrix."""
     try:
-        found = {} if text is None else Pictures.model_validate_json(text).pictures
+        kept = Pictures(pictures={}) if text is None else Pictures.model_validate_json(text)
     except ValidationError:
         return {}
-    return {name: picture for name, picture in found.items() if picture.matrix and picture.matrix[0]}
+    found: dict[str, dict[str, Picture]] = {}
+    for when, made in (*((f"epoch {one.epoch}", one.pictures) for one in kept.earlier[:1]), (LAST, kept.pictures)):
+        for name, picture in made.items():
+            if picture.matrix and picture.matrix[0]:
+                found.setdefault(name, {})[when] = picture
+    return found
 
 
 def _draw(drawing: Figure, axes: Axes, plan: Plan) -> None:
@@ -100,7 +115,7 @@ def _draw(drawing: Figure, axes: Axes, plan: Plan) -> None:
     if plan.picture.classes:
         words = _by_class(axes, mass_NM, plan.picture.classes)
         kind = ", by class"
-    title = f"{plan.pair}\n{plan.variant}, seed {plan.seed}\n{plan.name}: {words}"
+    title = f"{plan.pair}\n{plan.variant}, seed {plan.seed}, {plan.when}\n{plan.name}: {words}"
     style.tidy(axes, title, f"teacher{kind}", f"student{kind}", points=8.5)
     axes.grid(False)
 

@@ -8,9 +8,9 @@ import pandas as pd
 
 from otkd.core.records import SweepInfo
 from otkd.report import choice, stats
-from otkd.report.frame import AXIS, axes, budget, students
+from otkd.report.frame import AXIS, axes, budget, pairs, students
 from otkd.report.grids import choosing, measures, setting
-from otkd.report.table import Table, best, distinct, grouped, slug
+from otkd.report.table import Table, best, grouped, slug
 
 TITLE = "Ablation"
 ORDER = 20
@@ -19,7 +19,7 @@ ORDER = 20
 def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     """A table for each axis that has more than one value; none without an axis."""
     tables = [_table(frame, axis) for axis in axes(frame)]
-    return distinct(table for table in tables if len(table.frame) > 1)
+    return [table for table in tables if len(table.frame) > 1]
 
 
 def _table(frame: pd.DataFrame, axis: str) -> Table:
@@ -46,7 +46,7 @@ def _table(frame: pd.DataFrame, axis: str) -> Table:
 def _to_student(
     frame: pd.DataFrame, group: pd.DataFrame, settings: list[str], method: str, pair: str
 ) -> dict[tuple[str, str], list[str]]:
-    base, metric = choice.floor(frame), choice.metric(frame)
+    base, metric = choice.floor(frame, pair), choice.metric(frame)
     if base is None or base in set(group["variant"]):
         return {}
     rows = students(frame)
@@ -61,7 +61,7 @@ def _to_student(
 def _caption(frame: pd.DataFrame, rows: pd.DataFrame, axis: str) -> str:
     which = "best" if choice.metric(frame).lower else "highest"
     bold = f"Bold: {which} mean of a column among those with all n."
-    first = choice.first_listed(frame, [choice.floor(frame)])
+    first = choice.first_listed(frame, [choice.floor(frame, pair) for pair in pairs(frame)])
     return f"Rows: values of {axis}. {_others(frame, rows, axis)} {choosing(frame)} {bold} {budget(frame)}{first}"
 
 

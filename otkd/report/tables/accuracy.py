@@ -68,8 +68,8 @@ def _table(frame: pd.DataFrame, metric: Metric) -> Table:
         summaries = [line.cell.summary for line in found]
         bold |= best(len(columns), summaries, offset=1, lowest=metric.lower)
         expected, n = stats.header_n(summaries)
-        cells = [_text(line.cell, expected, metric.digits) for line in found]
-        columns[pair, f"{metric.head}, {n}"] = [_text(top, expected, metric.digits), *cells]
+        cells = [explained(line.cell, expected, metric.digits) for line in found]
+        columns[pair, f"{metric.head}, {n}"] = [explained(top, expected, metric.digits), *cells]
         columns |= _differences(pair, found, choice.against(frame, pair), expected, metric.digits)
     rows = ["teacher", *variants(frame)]
     suffix = "" if metric == choice.metric(frame) else "-best"
@@ -105,7 +105,8 @@ def _difference(line: Line, base: str, expected: int, digits: int) -> str:
     return stats.explain(line.to[base], "", expected, digits, sign=True)
 
 
-def _text(cell: stats.Cell, expected: int, digits: int) -> str:
+def explained(cell: stats.Cell, expected: int, digits: int) -> str:
+    """A whole cell: the figure, or why there is none."""
     if not cell.lacks and cell.summary.n == 0:
         return f"{stats.DASH} (not in the sweep)"
     return stats.explain(cell.summary, cell.lacks, expected, digits)
@@ -116,8 +117,7 @@ def _caption(frame: pd.DataFrame, metric: Metric) -> str:
         "Mean ± sample standard deviation over n seeds." if seeds(frame) > 1 else "One seed: no spread can be given."
     )
     bold = f"Bold: {metric.best} mean among those with all n seeds."
-    known = dict.fromkeys(name for pair in pairs(frame) for name in choice.against(frame, pair).values())
-    first = choice.first_listed(frame, list(known))
+    first = choice.first_listed(frame, choice.every(frame))
     return f"{metric.measured} {spread} {_deltas(frame)} {bold} {budget(frame)}{first}"
 
 

@@ -12,6 +12,7 @@ from otkd.report import stats
 from otkd.report.choice import FIGURES
 from otkd.report.frame import budget, pairs, students, variants
 from otkd.report.table import Table, grouped
+from otkd.report.tables.accuracy import explained
 
 TITLE = "Agreement with the teacher"
 ORDER = 45
@@ -37,10 +38,8 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
         for figure in there:
             cells = stats.cells(own, variants(frame), names.test("last", figure))
             expected, n = stats.header_n(cell.summary for cell in cells.values())
-            # top-1 is explained by the table of accuracy; what is lacking here is said once, by the first column
             columns[pair, f"{COLUMNS[figure]}, last epoch, {n}"] = [
-                stats.explain(cell.summary, cell.lacks if figure == there[0] else "", expected, FIGURES[figure].digits)
-                for cell in cells.values()
+                explained(cell, expected, FIGURES[figure].digits) for cell in cells.values()
             ]
             for name, cell in cells.items():
                 record = records.setdefault((pair, name), {"pair": pair, "method": name})

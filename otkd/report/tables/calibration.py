@@ -12,7 +12,7 @@ from otkd.report import stats
 from otkd.report.choice import FIGURES, METRICS
 from otkd.report.frame import budget, pairs, students, variants
 from otkd.report.table import Table, best, grouped
-from otkd.report.tables.accuracy import lines, teacher
+from otkd.report.tables.accuracy import explained, lines, teacher
 
 TITLE = "Calibration"
 ORDER = 46
@@ -36,8 +36,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
             bold |= best(len(columns), summaries, offset=1, lowest=True)
             expected, n = stats.header_n(summaries)
             columns[pair, f"{metric.head}, {n}"] = [
-                stats.explain(cell.summary, cell.lacks, expected, FIGURES[figure].digits)
-                for cell in (top, *cells.values())
+                explained(cell, expected, FIGURES[figure].digits) for cell in (top, *cells.values())
             ]
             records += [
                 {"pair": pair, "method": name, "metric": metric.column, **cell.summary._asdict()}

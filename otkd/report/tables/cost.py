@@ -126,8 +126,9 @@ def _caption(frame: pd.DataFrame) -> str:
     devices = students(frame)[column].dropna().unique() if column in frame else []
     where = f"Measured on {' and '.join(map(str, devices))}." if len(devices) else "The device is not on record."
     several = " Times from different devices cannot be compared." if len(devices) > 1 else ""
-    bases = list(dict.fromkeys(f"× {base}" for pair in pairs(frame) if (base := reference(frame, pair))))
-    ratio = f" {' and '.join(bases)}: the ratio of mean times over the seeds that both finished." if bases else ""
+    bases = list(dict.fromkeys(base for pair in pairs(frame) if (base := reference(frame, pair))))
+    ratios = " and ".join(f"× {base}" for base in bases)
+    ratio = f" {ratios}: the ratio of mean times over the seeds that both finished." if bases else ""
     hours = f" {HOURS}" if students(frame)[names.WALL_S].notna().any() else ""
     energy = f" {ENERGY}" if names.TRIAL_J in frame and students(frame)[names.TRIAL_J].notna().any() else ""
     return (
@@ -135,7 +136,7 @@ def _caption(frame: pd.DataFrame) -> str:
         "teacher's forward passes and data that it shares with its cohort; the median over epochs (without the first, "
         "in which code is loaded and compiled, where there are others), then mean ± sample standard deviation over n "
         f"seeds.{ratio} {MEMORY}{hours}{energy} Trials that ran side by side slow each other. "
-        f"{where}{several} Bold: lowest mean.{choice.first_listed(frame, [base])}"
+        f"{where}{several} Bold: lowest mean.{choice.first_listed(frame, bases)}"
     )
 
 

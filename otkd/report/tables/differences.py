@@ -86,6 +86,7 @@ def p_value(value: float) -> str:
 def _caption(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> str:
     n, _ = stats.header_n(line.found.summary for line in found)
     least = inference.least_p(n)
+    rows = frame[frame["pair"] == pair]
     cannot = f" With {n} seeds Wilcoxon's p cannot be below {least:.3g}." if least > inference.ALPHA else ""
     return (
         f"{_what(frame)} less that of {base} over common seeds (paired), mean ± sample "
@@ -93,7 +94,7 @@ def _caption(frame: pd.DataFrame, pair: str, base: str, found: list[Line]) -> st
         f"narrow for few seeds. p: two-sided; Holm's is the paired t-test's corrected for {_family(found)}. "
         "d: mean over standard deviation of the differences. P(better): share of all pairs of runs in which the method "
         f"beats {base}, ties half.{cannot}{_left_out(frame, pair, base, found)} {budget(frame)}"
-        f"{choice.first_listed(frame, [base])}"
+        f"{choice.first_listed(rows, [base])}"
     )
 
 

@@ -11,7 +11,7 @@ from otkd.core.records import SweepInfo
 from otkd.report import inference, stats
 from otkd.report.anova import Anova, anova
 from otkd.report.grids import Grid, grids
-from otkd.report.table import Table, distinct, grouped, slug
+from otkd.report.table import Table, grouped, slug
 from otkd.report.tables.differences import p_value
 
 TITLE = "Importance of settings"
@@ -35,7 +35,7 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     by_method: dict[str, list[Found]] = {}
     for grid in grids(frame, info):
         by_method.setdefault(grid.method, []).append(explained(grid))
-    return distinct(_table(method, found) for method, found in by_method.items())
+    return [_table(method, found) for method, found in by_method.items()]
 
 
 def explained(grid: Grid) -> Found:

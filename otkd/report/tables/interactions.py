@@ -9,7 +9,7 @@ import pandas as pd
 from otkd.core.records import SweepInfo
 from otkd.report import stats
 from otkd.report.grids import Grid, grids
-from otkd.report.table import Table, best, distinct, slug
+from otkd.report.table import Table, best, slug
 
 TITLE = "Two settings at once"
 ORDER = 21
@@ -22,12 +22,12 @@ def table(frame: pd.DataFrame, info: SweepInfo) -> list[Table]:
     """A table per method, pair of networks and two settings that vary; none where settings vary one at a time."""
     found = grids(frame, info)
     several = len({grid.pair for grid in found}) > 1
-    return distinct(
+    return [
         _table(grid, first, second, several)
         for grid in found
         for first, second in combinations(grid.values, 2)
         if len(grid.trials[[first, second]].drop_duplicates()) >= LEAST * _size(grid, first, second)
-    )
+    ]
 
 
 def _size(grid: Grid, first: str, second: str) -> int:

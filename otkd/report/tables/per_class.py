@@ -108,7 +108,7 @@ def _table(frame: pd.DataFrame, pair: str, base: str, parts: dict[str, pd.DataFr
     name = f"per-class-to-{slug(base)}" + (f"-{slug(pair)}" if len(pairs(frame)) > 1 else "")
     alike = [name for name in parts if name not in set(shown["method"])]
     caption = _caption(base, data, {"nothing to compare": lacking, "every class alike": alike})
-    caption += choice.first_listed(frame, [base])
+    caption += choice.first_listed(frame[frame["pair"] == pair], [base])
     return Table(name, f"By class, to {base}, {pair}", caption, rows, data)
 
 
